@@ -1,0 +1,226 @@
+//! Rows being collected: typed columns that grow row by row and are emptied without giving memory back.
+//!
+//! The gateway stages decoded readings here, `append` stages what Python hands over, and the log
+//! encodes them into a block. There is no per-row allocation once the vectors have grown.
+
+use crate::schema::{ColumnType, SchemaRef};
+
+/// One value on its way into a column. Strings are valid UTF-8 (the decoder has checked).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cell<'a> {
+    Null,
+    Double(f64),
+    Bigint(i64),
+    Boolean(bool),
+    /// Microseconds since the Unix epoch, UTC.
+    Timestamp(i64),
+    /// A string or binary value.
+    Bytes(&'a [u8]),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    Double(Vec<f64>),
+    /// Bigint and timestamp.
+    Int(Vec<i64>),
+    Boolean(Vec<bool>),
+    /// String and binary: row i is `data[ends[i-1]..ends[i]]`.
+    Bytes {
+        ends: Vec<u32>,
+        data: Vec<u8>,
+    },
+}
+
+/// One column: values (a default stands in for NULL) and validity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ColumnRows {
+    pub values: Values,
+    /// Empty while no row is NULL; else one entry per row, true where the value counts.
+    pub valid: Vec<bool>,
+}
+
+/// Rows of one schema.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    pub schema: SchemaRef,
+    pub columns: Vec<ColumnRows>,
+    len: usize,
+}
+
+/// A cell's type is not its column's: a mistake of ours, never of a device.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cell {cell} does not fit column {column:?} of type {ty}")]
+pub struct CellMismatch {
+    pub column: String,
+    pub ty: ColumnType,
+    pub cell: String,
+}
+
+impl ColumnRows {
+    fn new(ty: ColumnType) -> ColumnRows {
+        let values = match ty {
+            ColumnType::Double => Values::Double(Vec::new()),
+            ColumnType::Bigint | ColumnType::Timestamp => Values::Int(Vec::new()),
+            ColumnType::Boolean => Values::Boolean(Vec::new()),
+            ColumnType::String | ColumnType::Binary => Values::Bytes { ends: Vec::new(), data: Vec::new() },
+        };
+        ColumnRows { values, valid: Vec::new() }
+    }
+
+    pub fn is_valid(&self, row: usize) -> bool {
+        self.valid.is_empty() || self.valid[row]
+    }
+
+    /// Bytes of row `row` of a string or binary column; empty for NULL and for other types.
+    pub fn bytes(&self, row: usize) -> &[u8] {
+        match &self.values {
+            Values::Bytes { ends, data } => {
+                let start = if row == 0 { 0 } else { ends[row - 1] as usize };
+                &data[start..ends[row] as usize]
+            }
+            _ => &[],
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, len: usize, cell: Cell<'_>) -> bool {
+        let valid = !matches!(cell, Cell::Null);
+        if !valid && self.valid.is_empty() {
+            self.valid.resize(len, true);
+            self.valid.push(false);
+        } else if !self.valid.is_empty() || !valid {
+            self.valid.push(valid);
+        }
+        match (&mut self.values, cell) {
+            (Values::Double(to), Cell::Double(value)) => to.push(value),
+            (Values::Double(to), Cell::Null) => to.push(0.0),
+            (Values::Int(to), Cell::Bigint(value) | Cell::Timestamp(value)) => to.push(value),
+            (Values::Int(to), Cell::Null) => to.push(0),
+            (Values::Boolean(to), Cell::Boolean(value)) => to.push(value),
+            (Values::Boolean(to), Cell::Null) => to.push(false),
+            (Values::Bytes { ends, data }, Cell::Bytes(bytes)) => {
+                data.extend_from_slice(bytes);
+                ends.push(data.len() as u32);
+            }
+            (Values::Bytes { ends, data }, Cell::Null) => ends.push(data.len() as u32),
+            _ => return false,
+        }
+        true
+    }
+
+    fn clear(&mut self) {
+        self.valid.clear();
+        match &mut self.values {
+            Values::Double(values) => values.clear(),
+            Values::Int(values) => values.clear(),
+            Values::Boolean(values) => values.clear(),
+            Values::Bytes { ends, data } => {
+                ends.clear();
+                data.clear();
+            }
+        }
+    }
+}
+
+impl Rows {
+    pub fn new(schema: SchemaRef) -> Rows {
+        let columns = schema.columns.iter().map(|column| ColumnRows::new(column.ty)).collect();
+        Rows { schema, columns, len: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends one row, `cells` in the order of the schema's columns.
+    ///
+    /// Panics in no case; a cell of the wrong type is an error and leaves the rows unusable, since
+    /// only a mistake in our own code can produce one.
+    #[inline]
+    pub fn push<'a>(&mut self, cells: impl IntoIterator<Item = Cell<'a>>) -> Result<(), CellMismatch> {
+        let mut cells = cells.into_iter();
+        for (at, column) in self.columns.iter_mut().enumerate() {
+            let cell = cells.next().unwrap_or(Cell::Null);
+            if !column.push(self.len, cell) {
+                let declared = &self.schema.columns[at];
+                return Err(CellMismatch {
+                    column: declared.name.clone(),
+                    ty: declared.ty,
+                    cell: format!("{cell:?}"),
+                });
+            }
+        }
+        self.len += 1;
+        Ok(())
+    }
+
+    /// The key of row `row`: bytes of the key column, empty when the schema has none.
+    pub fn key(&self, row: usize) -> &[u8] {
+        self.schema.key.map_or(&[], |at| self.columns[at].bytes(row))
+    }
+
+    /// Event times of all rows (µs), if the schema has a `ts` column.
+    pub fn ts(&self) -> Option<&[i64]> {
+        match &self.columns[self.schema.ts?].values {
+            Values::Int(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// Rough size in memory of the values held, for bounds and for closing a commit.
+    pub fn bytes(&self) -> usize {
+        self.columns
+            .iter()
+            .map(|column| match &column.values {
+                Values::Double(values) => values.len() * 8,
+                Values::Int(values) => values.len() * 8,
+                Values::Boolean(values) => values.len(),
+                Values::Bytes { ends, data } => ends.len() * 4 + data.len(),
+            })
+            .sum()
+    }
+
+    /// Empties the rows and keeps the memory for the next batch.
+    pub fn clear(&mut self) {
+        self.len = 0;
+        self.columns.iter_mut().for_each(ColumnRows::clear);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::{Column, Schema, SchemaId, StreamId};
+    use std::sync::Arc;
+
+    fn rows() -> Rows {
+        let column = |name: &str, ty| Column { name: name.into(), ty };
+        let columns = vec![
+            column("device", ColumnType::String),
+            column("ts", ColumnType::Timestamp),
+            column("temperature", ColumnType::Double),
+        ];
+        Rows::new(Arc::new(Schema::new(SchemaId(1), StreamId(16), "t", columns, Some("device")).unwrap()))
+    }
+
+    #[test]
+    fn null_after_values_marks_only_itself() {
+        let mut rows = rows();
+        rows.push([Cell::Bytes(b"a"), Cell::Timestamp(1), Cell::Double(1.5)]).unwrap();
+        rows.push([Cell::Bytes(b"bc"), Cell::Timestamp(2), Cell::Null]).unwrap();
+        rows.push([Cell::Bytes(b""), Cell::Timestamp(3), Cell::Double(2.5)]).unwrap();
+        assert_eq!(rows.columns[2].valid, [true, false, true]);
+        assert_eq!((rows.key(0), rows.key(1), rows.key(2)), (&b"a"[..], &b"bc"[..], &b""[..]));
+        assert_eq!(rows.ts(), Some(&[1, 2, 3][..]));
+    }
+
+    #[test]
+    fn wrong_cell_names_the_column() {
+        let error = rows().push([Cell::Bytes(b"a"), Cell::Double(1.0)]).unwrap_err();
+        assert_eq!(error.to_string(), "cell Double(1.0) does not fit column \"ts\" of type timestamp");
+    }
+}
