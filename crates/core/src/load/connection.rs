@@ -92,7 +92,8 @@ impl Window {
         let answered = *message;
         while self.messages.front().is_some_and(|oldest| oldest.answered) {
             self.messages.pop_front();
-            self.sent_here -= 1;
+            // Those that were answered before the last reconnect are not sent again.
+            self.sent_here = self.sent_here.saturating_sub(1);
             self.first_id = self.id(1);
         }
         Some(answered)
@@ -306,6 +307,19 @@ mod tests {
         window.answer(1);
         assert_eq!(window.next_resend(0).map(|(message, id)| (message.n, id)), Some((2, 3)));
         assert!(window.next_resend(0).is_none());
+    }
+
+    #[test]
+    fn what_was_answered_before_a_reconnect_leaves_behind_the_resend_before_it() {
+        let mut window = Window::new(10);
+        for n in 0..3 {
+            window.push(0, n, 0);
+        }
+        window.answer(2);
+        window.restart();
+        assert_eq!(window.next_resend(0).map(|(_, id)| id), Some(1));
+        assert_eq!(window.answer(1).map(|message| message.n), Some(0));
+        assert_eq!(window.next_resend(0).map(|(_, id)| id), Some(3));
     }
 
     proptest! {

@@ -130,7 +130,7 @@ impl Label {
         let (kind, start, end) = (self.kind, self.start_us, self.end_us);
         let _ = write!(line, ",\"kind\":\"{kind}\",\"start_us\":{start},\"end_us\":{end},\"magnitude\":");
         let _ = match (self.magnitude, self.kind.unit()) {
-            (Some(magnitude), Some(unit)) => write!(line, "{magnitude},\"unit\":\"{unit}\""),
+            (Some(magnitude), Some(unit)) => write!(line, "{magnitude:?},\"unit\":\"{unit}\""),
             _ => write!(line, "null,\"unit\":null"),
         };
         let _ = write!(line, ",\"readings\":{}}}", self.readings);
@@ -160,7 +160,11 @@ impl PlannedFault {
     pub fn label(&self, options: &FleetOptions) -> Label {
         Label {
             device: device_name(self.device),
-            field: self.kind.has_field().then(|| options.fields.get(self.field).map(|f| f.name.clone())).flatten(),
+            field: self
+                .kind
+                .has_field()
+                .then(|| options.fields.get(self.field).map(|f| f.name.clone()))
+                .flatten(),
             kind: self.kind,
             start_us: self.start_us,
             end_us: self.end_us,
@@ -189,7 +193,10 @@ fn plan_one(options: &FleetOptions, schedule: &Schedule, fault: &Fault) -> Resul
     let refuse = |text: String| Err(FleetError::Options(format!("{} fault: {text}", fault.kind)));
     if fault.device >= options.devices {
         let last = device_name(options.devices - 1);
-        return refuse(format!("device {} is not in this fleet, whose last is {last}", device_name(fault.device)));
+        return refuse(format!(
+            "device {} is not in this fleet, whose last is {last}",
+            device_name(fault.device)
+        ));
     }
     let field = match (&fault.field, fault.kind.has_field()) {
         (Some(name), true) => match options.fields.iter().position(|field| field.name == *name) {
@@ -200,7 +207,9 @@ fn plan_one(options: &FleetOptions, schedule: &Schedule, fault: &Fault) -> Resul
             }
         },
         (None, true) => return refuse("it strikes one field, but none is named".to_owned()),
-        (Some(name), false) => return refuse(format!("it strikes the whole device, but field {name:?} is named")),
+        (Some(name), false) => {
+            return refuse(format!("it strikes the whole device, but field {name:?} is named"));
+        }
         (None, false) => 0,
     };
     let seconds = 0.0..=1e9;
@@ -209,9 +218,6 @@ fn plan_one(options: &FleetOptions, schedule: &Schedule, fault: &Fault) -> Resul
             "start {} s and duration {} s must lie between 0 and 1e9",
             fault.start_s, fault.duration_s
         ));
-    }
-    if fault.kind != FaultKind::Spike && fault.duration_s <= 0.0 {
-        return refuse("its duration is 0 s, so it would touch no reading".to_owned());
     }
     let magnitude = fault.magnitude.unwrap_or_else(|| fault.kind.default_magnitude(options));
     if !magnitude.is_finite() || magnitude.abs() > 1e9 {
@@ -229,7 +235,24 @@ fn plan_one(options: &FleetOptions, schedule: &Schedule, fault: &Fault) -> Resul
         start_us = schedule.ts_us(fault.device, first);
         end_us = schedule.ts_us(fault.device, end).max(start_us + 1_000);
     }
-    Ok(PlannedFault { kind: fault.kind, device: fault.device, field, first, end, magnitude, start_us, end_us })
+    if end <= first {
+        let (from, to) = (fault.start_s, fault.start_s + fault.duration_s);
+        let every_s = options.interval_us() / 1e6;
+        return refuse(format!(
+            "it would touch no reading: {} reports every {every_s} s of event time, and never from {from} s to {to} s",
+            device_name(fault.device)
+        ));
+    }
+    Ok(PlannedFault {
+        kind: fault.kind,
+        device: fault.device,
+        field,
+        first,
+        end,
+        magnitude,
+        start_us,
+        end_us,
+    })
 }
 
 /// Two faults on one value would make both labels untrue.
@@ -278,8 +301,8 @@ fn random_fault(options: &FleetOptions, device: u32, horizon_s: f64, random: &mu
     // Between 15 % and 90 % of the run, so that normal readings come before and after.
     let start_s = horizon_s * random.random_range(0.15..0.5);
     let duration_s = horizon_s * random.random_range(0.15..0.4);
-    // At least one reading long, whatever the rate.
-    let duration_s = duration_s.max(options.interval_us() / 1e6).min(1e9);
+    // Long enough for one reading at any rate, though times are cut to whole milliseconds.
+    let duration_s = duration_s.max(options.interval_us() / 1e6 + 0.002).min(1e9);
     let field = kind.has_field().then(|| options.fields[field].name.clone());
     Fault { kind, device, field, start_s: start_s.min(1e9), duration_s, magnitude: None }
 }

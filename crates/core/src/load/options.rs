@@ -191,7 +191,9 @@ impl FleetOptions {
             return refuse(format!("devices is {}: a fleet has 1 to 10,000,000", self.devices));
         }
         if self.devices_per_connection == 0 {
-            return refuse("devices_per_connection is 0: a connection carries at least one device".to_owned());
+            return refuse(
+                "devices_per_connection is 0: a connection carries at least one device".to_owned(),
+            );
         }
         if !(0.0..=1e6).contains(&self.rate_per_device) {
             return refuse(format!("rate_per_device is {}: give 0 (flat out) to 1e6", self.rate_per_device));
@@ -236,7 +238,9 @@ impl FleetOptions {
         if self.user_name.as_ref().is_some_and(|name| name.len() > 65_535 || name.contains('\0'))
             || self.password.as_ref().is_some_and(|password| password.len() > 65_535)
         {
-            return refuse("user name and password are at most 65,535 bytes, the name without NUL".to_owned());
+            return refuse(
+                "user name and password are at most 65,535 bytes, the name without NUL".to_owned(),
+            );
         }
         self.check_topic()?;
         self.check_fields()
@@ -268,12 +272,20 @@ impl FleetOptions {
             if name.is_empty() || name.len() > 63 || !name.chars().all(word) {
                 return refuse(format!("field {name:?}: a name is 1 to 63 letters, digits and underscores"));
             }
-            if name == "device_id" || name == "ts" || self.fields[..at].iter().any(|other| other.name == *name) {
+            if name == "device_id"
+                || name == "ts"
+                || self.fields[..at].iter().any(|other| other.name == *name)
+            {
                 return refuse(format!("field {name:?} is already in every reading"));
             }
             let bound = 1e9;
-            if field.mean.abs() > bound || field.amplitude.abs() > bound || !(0.0..=bound).contains(&field.sigma) {
-                return refuse(format!("field {name:?}: mean, sigma and amplitude lie within 1e9, sigma from 0"));
+            if field.mean.abs() > bound
+                || field.amplitude.abs() > bound
+                || !(0.0..=bound).contains(&field.sigma)
+            {
+                return refuse(format!(
+                    "field {name:?}: mean, sigma and amplitude lie within 1e9, sigma from 0"
+                ));
             }
             if !field.mean.is_finite() || !field.amplitude.is_finite() {
                 return refuse(format!("field {name:?}: mean and amplitude must be numbers"));

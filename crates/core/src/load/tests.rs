@@ -329,10 +329,10 @@ fn refused_readings_are_counted_apart() {
 #[test]
 fn the_receive_maximum_of_the_server_holds() {
     // Receive Maximum 3; acknowledgements come only once 3 are outstanding.
-    let behaviour =
-        Behaviour { properties: vec![0x21, 0, 3], ack_at: Some(3), ..Behaviour::default() };
+    let behaviour = Behaviour { properties: vec![0x21, 0, 3], ack_at: Some(3), ..Behaviour::default() };
     let server = Server::start(behaviour);
-    let fleet = Fleet::start(options(&server)).unwrap();
+    // 198 for each connection, a multiple of 3.
+    let fleet = Fleet::start(FleetOptions { messages: Some(594), ..options(&server) }).unwrap();
     wait_for(&fleet, "the end", |report| report.finished);
     drop(fleet);
     assert_eq!(server.stop().lock().outstanding_max, 3);
@@ -467,7 +467,10 @@ fn options_that_cannot_be_played_are_refused() {
         (FleetOptions { qos: 2, ..FleetOptions::default() }, "qos is 2"),
         (FleetOptions { window: 0, ..FleetOptions::default() }, "window is 0"),
         (FleetOptions { topic: "a/+/b".to_owned(), ..FleetOptions::default() }, "no wildcard"),
-        (FleetOptions { topic: "a/{room}".to_owned(), ..FleetOptions::default() }, "only {site} and {device}"),
+        (
+            FleetOptions { topic: "a/{room}".to_owned(), ..FleetOptions::default() },
+            "only {site} and {device}",
+        ),
         (FleetOptions { fields: Vec::new(), ..FleetOptions::default() }, "0 fields"),
         (
             FleetOptions { fields: vec![FieldModel::new("ts", 0.0, 1.0, 0.0, 1)], ..FleetOptions::default() },
@@ -501,14 +504,14 @@ fn faults_that_cannot_be_planted_are_refused() {
         (vec![Fault { field: Some("x".to_owned()), ..fault.clone() }], "the fields are temperature"),
         (vec![Fault { field: None, ..fault.clone() }], "none is named"),
         (vec![Fault { field: fault.field.clone(), ..dropout.clone() }], "the whole device"),
-        (vec![Fault { duration_s: 0.0, ..fault.clone() }], "touch no reading"),
+        (vec![Fault { duration_s: 0.0, ..fault.clone() }], "never from 1 s to 1 s"),
         (vec![Fault { start_s: -1.0, ..fault.clone() }], "start -1 s"),
         (vec![Fault { magnitude: Some(0.0), ..fault.clone() }], "change nothing"),
         (vec![fault.clone(), dropout.clone()], "overlap from 3 s"),
     ];
     for (faults, text) in cases {
         let options = FleetOptions { faults, start_time_us: Some(START), ..FleetOptions::default() };
-        let error = Payloads::new(&options).err().expect(text).to_string();
+        let error = Payloads::new(&options).expect_err(text).to_string();
         assert!(error.contains(text), "{error}");
     }
     let apart = Fault { start_s: 6.0, ..dropout };

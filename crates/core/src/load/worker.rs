@@ -657,7 +657,7 @@ impl Worker {
                 Parsed::Packet(packet, size) => {
                     bytes = bytes.get(size..).unwrap_or_default();
                     self.take_packet(c, packet, now_ns);
-                    if self.connections[c].stream.is_none() {
+                    if self.connections[c].state == State::Down {
                         return None;
                     }
                 }
