@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use headwater_core::load::client::write_publish;
-use headwater_core::load::{Fault, FaultKind, FleetOptions, Payloads, Protocol};
+use headwater_core::load::{Fault, FaultKind, FleetOptions, Payloads};
+use headwater_core::mqtt::{Properties, Publish, QoS, Version};
 
 fn payloads(c: &mut Criterion) {
     let clean =
@@ -33,7 +33,7 @@ fn payloads(c: &mut Criterion) {
         });
     }
     let payloads = Payloads::new(&clean).expect("playable options");
-    let (mut topic, mut payload, mut out, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
+    let (mut topic, mut payload, mut out, mut at) = (String::new(), Vec::new(), Vec::new(), 0u64);
     group.bench_function("publish", |bench| {
         bench.iter(|| {
             at += 1;
@@ -43,7 +43,16 @@ fn payloads(c: &mut Criterion) {
             out.clear();
             payloads.write_topic(device, &mut topic);
             payloads.write(device, at / 10_000, &mut payload);
-            write_publish(Protocol::V5, &topic, Some(1), false, &payload, &mut out);
+            let publish = Publish {
+                dup: false,
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                topic: &topic,
+                packet_id: 1,
+                properties: Properties::NONE,
+                payload: &payload,
+            };
+            publish.encode(Version::V5, &mut out);
             black_box(&out);
         });
     });

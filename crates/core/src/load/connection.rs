@@ -49,7 +49,12 @@ impl Window {
 
     /// Whether a new message may be sent: all older ones were sent here, and there is room.
     pub fn has_room(&self) -> bool {
-        self.sent_here == self.messages.len() && self.messages.len() < self.size
+        !self.has_resends() && self.messages.len() < self.size
+    }
+
+    /// Whether messages of an earlier connection wait for their resend.
+    pub fn has_resends(&self) -> bool {
+        self.sent_here < self.messages.len()
     }
 
     /// Takes a new message; returns its packet id. Only after `has_room`.

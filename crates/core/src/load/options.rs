@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::faults::{Fault, FaultKind};
+use crate::mqtt::Version;
 
 /// Why a fleet cannot start. Losing the server later is no error: the fleet reconnects.
 #[derive(Debug, thiserror::Error)]
@@ -17,14 +18,6 @@ pub enum FleetError {
     OpenFiles { connections: u64, limit: u64 },
     #[error("cannot start a fleet thread: {0}")]
     Thread(#[from] std::io::Error),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// MQTT 3.1.1, protocol level 4.
-    V311,
-    /// MQTT 5.0, protocol level 5.
-    V5,
 }
 
 /// How one field of a reading behaves: `mean + amplitude * sin(2 pi t / period) + sigma * normal`,
@@ -50,7 +43,7 @@ impl FieldModel {
 #[derive(Clone, Debug)]
 pub struct FleetOptions {
     pub address: SocketAddr,
-    pub protocol: Protocol,
+    pub protocol: Version,
     pub devices: u32,
     /// Messages per second and device. 0: as fast as `window` un-acknowledged messages per connection allow.
     pub rate_per_device: f64,
@@ -97,7 +90,7 @@ impl Default for FleetOptions {
     fn default() -> FleetOptions {
         FleetOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)),
-            protocol: Protocol::V5,
+            protocol: Version::V5,
             devices: 1_000,
             rate_per_device: 1.0,
             devices_per_connection: 1,
@@ -231,7 +224,7 @@ impl FleetOptions {
         if self.client_prefix.len() > 1_000 || self.client_prefix.contains('\0') {
             return refuse("client_prefix must be at most 1,000 bytes without NUL".to_owned());
         }
-        if self.protocol == Protocol::V311 && self.password.is_some() && self.user_name.is_none() {
+        if self.protocol == Version::V311 && self.password.is_some() && self.user_name.is_none() {
             // MQTT 3.1.1 section 3.1.2.9.
             return refuse("MQTT 3.1.1 allows a password only together with a user name".to_owned());
         }

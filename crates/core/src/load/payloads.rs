@@ -56,14 +56,14 @@ pub fn phase(device: u32) -> f64 {
 
 /// `d000007`: six digits, more from the millionth device on.
 pub fn device_name(device: u32) -> String {
-    let mut name = Vec::with_capacity(8);
-    write_name(b'd', 6, device, &mut name);
-    String::from_utf8_lossy(&name).into_owned()
+    let mut name = String::with_capacity(8);
+    Name::new(b'd', 6, device).push_to(&mut name);
+    name
 }
 
 #[derive(Debug)]
 enum TopicPart {
-    Literal(Vec<u8>),
+    Literal(String),
     Site,
     Device,
 }
@@ -136,12 +136,12 @@ impl Payloads {
     }
 
     /// Appends the topic name of `device`.
-    pub fn write_topic(&self, device: u32, out: &mut Vec<u8>) {
+    pub fn write_topic(&self, device: u32, out: &mut String) {
         for part in &self.topic {
             match part {
-                TopicPart::Literal(text) => out.extend_from_slice(text),
-                TopicPart::Site => write_name(b's', 3, device % self.sites, out),
-                TopicPart::Device => write_name(b'd', 6, device, out),
+                TopicPart::Literal(text) => out.push_str(text),
+                TopicPart::Site => Name::new(b's', 3, device % self.sites).push_to(out),
+                TopicPart::Device => Name::new(b'd', 6, device).push_to(out),
             }
         }
     }
@@ -155,7 +155,7 @@ impl Payloads {
             told_us = told_us.saturating_add((fault.magnitude * 1e6) as i64);
         }
         out.extend_from_slice(b"{\"device_id\":\"");
-        write_name(b'd', 6, device, out);
+        out.extend_from_slice(Name::new(b'd', 6, device).bytes());
         out.extend_from_slice(b"\",\"ts\":");
         write_decimal(told_us.div_euclid(1_000), 0, out);
         let mut noise = self.noise(device, n);
@@ -285,7 +285,7 @@ fn topic_parts(template: &str) -> Vec<TopicPart> {
     let mut rest = template;
     while let Some(open) = rest.find('{') {
         let (before, from) = rest.split_at(open);
-        parts.push(TopicPart::Literal(before.as_bytes().to_vec()));
+        parts.push(TopicPart::Literal(before.to_owned()));
         let (part, name) = if from.starts_with("{site}") {
             (TopicPart::Site, "{site}")
         } else {
@@ -294,7 +294,7 @@ fn topic_parts(template: &str) -> Vec<TopicPart> {
         parts.push(part);
         rest = &from[name.len().min(from.len())..];
     }
-    parts.push(TopicPart::Literal(rest.as_bytes().to_vec()));
+    parts.push(TopicPart::Literal(rest.to_owned()));
     parts
 }
 
@@ -309,19 +309,34 @@ fn floor_ms(us: i64) -> i64 {
     us - us.rem_euclid(1_000)
 }
 
-/// A letter and a number of at least `digits` digits.
-fn write_name(letter: u8, digits: usize, number: u32, out: &mut Vec<u8>) {
-    let mut text = [b'0'; 11];
-    let mut at = text.len();
-    let mut rest = number;
-    while rest > 0 {
-        at -= 1;
-        text[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
+/// A letter and a number of at least so many digits.
+struct Name {
+    text: [u8; 11],
+    from: usize,
+}
+
+impl Name {
+    fn new(letter: u8, digits: usize, number: u32) -> Name {
+        let mut text = [b'0'; 11];
+        let mut at = text.len();
+        let mut rest = number;
+        while rest > 0 {
+            at -= 1;
+            text[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        let from = at.min(text.len() - digits) - 1;
+        text[from] = letter;
+        Name { text, from }
     }
-    at = at.min(text.len() - digits) - 1;
-    text[at] = letter;
-    out.extend_from_slice(&text[at..]);
+
+    fn bytes(&self) -> &[u8] {
+        &self.text[self.from..]
+    }
+
+    fn push_to(&self, out: &mut String) {
+        out.extend(self.bytes().iter().map(|&byte| char::from(byte)));
+    }
 }
 
 /// `scaled / 10^decimals` as a JSON number with exactly that many decimals.
@@ -388,9 +403,9 @@ mod tests {
         assert_eq!(reading["ts"], START / 1_000 + 2_000);
         let temperature = reading["temperature"].as_f64().unwrap();
         assert!((15.0..28.0).contains(&temperature), "{temperature}");
-        let mut topic = Vec::new();
+        let mut topic = String::new();
         payloads.write_topic(13, &mut topic);
-        assert_eq!(topic, b"dt/s003/d000013/telemetry");
+        assert_eq!(topic, "dt/s003/d000013/telemetry");
     }
 
     #[test]

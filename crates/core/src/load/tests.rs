@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::*;
+use crate::mqtt::Version;
 
 /// What the server does; the default acknowledges everything.
 #[derive(Clone, Default)]
 struct Behaviour {
     connack: u8,
-    /// Properties of CONNACK (MQTT 5).
+    /// Properties of CONNACK (MQTT 5) for connections beyond `cut_after`.
     properties: Vec<u8>,
     /// The k-th connection is closed after so many PUBLISH, with the acknowledgements of its last read
     /// unsent; connections beyond the list live.
@@ -24,6 +25,8 @@ struct Behaviour {
     /// Reason of the PUBACK for the n-th PUBLISH of a connection.
     reason: Option<fn(u64) -> u8>,
     never_ack: bool,
+    /// Connections that will be cut get no acknowledgement at all.
+    cut_unanswered: bool,
     /// Acknowledges only once so many are outstanding.
     ack_at: Option<usize>,
     /// Adds this to the first packet id that it acknowledges.
@@ -107,7 +110,7 @@ impl Drop for Server {
     }
 }
 
-/// The first packet of `bytes`: first byte, body, length. Written apart from `client`, to check it.
+/// The first packet of `bytes`: first byte, body, length. Written apart from `mqtt`, to check it.
 fn packet(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
     let (mut length, mut shift) = (0, 0);
     for at in 1..bytes.len() {
@@ -126,6 +129,7 @@ fn serve(mut stream: TcpStream, number: usize, how: &Behaviour, seen: &Mutex<See
     let (mut v5, mut publishes, mut outstanding) = (false, 0u64, Vec::<u16>::new());
     let mut wrong_id = how.wrong_id;
     let cut = how.cut_after.get(number).copied();
+    let properties: &[u8] = if cut.is_none() { &how.properties } else { &[] };
     loop {
         let size = stream.read(&mut chunk)?;
         if size == 0 {
@@ -141,11 +145,11 @@ fn serve(mut stream: TcpStream, number: usize, how: &Behaviour, seen: &Mutex<See
                     seen.lock().connects.push(body.to_vec());
                     seen.lock().connections += 1;
                     answer.push(0x20);
-                    answer.push(if v5 { 3 + how.properties.len() as u8 } else { 2 });
+                    answer.push(if v5 { 3 + properties.len() as u8 } else { 2 });
                     answer.extend([0, how.connack]);
                     if v5 {
-                        answer.push(how.properties.len() as u8);
-                        answer.extend(&how.properties);
+                        answer.push(properties.len() as u8);
+                        answer.extend(properties);
                     }
                 }
                 3 => {
@@ -166,7 +170,7 @@ fn serve(mut stream: TcpStream, number: usize, how: &Behaviour, seen: &Mutex<See
                     if count.0 == 1 {
                         seen.order.entry(topic).or_default().push(payload);
                     }
-                    if qos > 0 && !how.never_ack {
+                    if qos > 0 && !how.never_ack && cut.is_none_or(|_| !how.cut_unanswered) {
                         outstanding.push(u16::from_be_bytes([body[topic_end], body[topic_end + 1]]));
                         seen.outstanding_max = seen.outstanding_max.max(outstanding.len());
                     }
@@ -232,7 +236,7 @@ fn assert_all_arrived(options: &FleetOptions, seen: &Seen) {
     let payloads = Payloads::new(options).unwrap();
     let mut total = 0;
     for d in 0..options.devices {
-        let (mut topic, mut expected) = (Vec::new(), Vec::new());
+        let (mut topic, mut expected) = (String::new(), Vec::new());
         payloads.write_topic(d, &mut topic);
         for n in 0..options.quota(d) {
             let mut payload = Vec::new();
@@ -240,7 +244,6 @@ fn assert_all_arrived(options: &FleetOptions, seen: &Seen) {
             expected.push(String::from_utf8(payload).unwrap());
         }
         total += expected.len();
-        let topic = String::from_utf8(topic).unwrap();
         assert_eq!(seen.order.get(&topic), Some(&expected), "{topic}");
     }
     assert_eq!(seen.messages.len(), total);
@@ -249,11 +252,11 @@ fn assert_all_arrived(options: &FleetOptions, seen: &Seen) {
 #[test]
 fn every_reading_arrives_once_and_is_acknowledged() {
     for (protocol, rate_per_device, qos) in [
-        (Protocol::V5, 0.0, 1),
-        (Protocol::V311, 0.0, 1),
-        (Protocol::V5, 1_000.0, 1),
-        (Protocol::V311, 1_000.0, 0),
-        (Protocol::V5, 0.0, 0),
+        (Version::V5, 0.0, 1),
+        (Version::V311, 0.0, 1),
+        (Version::V5, 1_000.0, 1),
+        (Version::V311, 1_000.0, 0),
+        (Version::V5, 0.0, 0),
     ] {
         let server = Server::start(Behaviour::default());
         let options = FleetOptions { protocol, rate_per_device, qos, ..options(&server) };
@@ -339,6 +342,29 @@ fn the_receive_maximum_of_the_server_holds() {
 }
 
 #[test]
+fn a_receive_maximum_that_shrinks_with_a_reconnect_holds_for_resends() {
+    for rate_per_device in [0.0, 1_000.0] {
+        // 20 in flight are lost with the first connection, the next one takes 3 at a time.
+        let behaviour = Behaviour {
+            cut_after: vec![20],
+            cut_unanswered: true,
+            properties: vec![0x21, 0, 3],
+            ..Behaviour::default()
+        };
+        let server = Server::start(behaviour);
+        let options = FleetOptions { rate_per_device, devices: 2, messages: Some(21), ..options(&server) };
+        let fleet = Fleet::start(options.clone()).unwrap();
+        let report = wait_for(&fleet, "the end", |report| report.finished);
+        assert_eq!((report.sent, report.acked), (21, 21));
+        assert!(report.resent >= 20, "{report:?}");
+        drop(fleet);
+        let seen = server.stop();
+        assert!(seen.lock().outstanding_max <= 3);
+        assert_all_arrived(&options, &seen.lock());
+    }
+}
+
+#[test]
 fn a_server_that_acknowledges_what_was_not_sent_is_given_up_and_tried_again() {
     let server = Server::start(Behaviour { wrong_id: 1_000, ..Behaviour::default() });
     let fleet = Fleet::start(FleetOptions { window: 5, ..options(&server) }).unwrap();
@@ -350,7 +376,7 @@ fn a_server_that_acknowledges_what_was_not_sent_is_given_up_and_tried_again() {
 #[test]
 fn a_refused_connection_says_why_and_is_tried_again() {
     for (behaviour, text) in [
-        (Behaviour { connack: 0x87, ..Behaviour::default() }, "reason 0x87"),
+        (Behaviour { connack: 0x87, ..Behaviour::default() }, "code 0x87"),
         (Behaviour { properties: vec![0x24, 0], ..Behaviour::default() }, "QoS 0 only"),
         (Behaviour { properties: vec![0x27, 0, 0, 0, 40], ..Behaviour::default() }, "packets of 40 bytes"),
     ] {
@@ -478,7 +504,7 @@ fn options_that_cannot_be_played_are_refused() {
         ),
         (FleetOptions { time_scale: 0.0, ..FleetOptions::default() }, "time_scale"),
         (
-            FleetOptions { protocol: Protocol::V311, password: Some(vec![1]), ..FleetOptions::default() },
+            FleetOptions { protocol: Version::V311, password: Some(vec![1]), ..FleetOptions::default() },
             "password only together",
         ),
     ];
