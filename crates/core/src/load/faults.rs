@@ -10,8 +10,9 @@ use std::fmt::{self, Write as _};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
+use super::names::device_name;
 use super::options::{FleetError, FleetOptions};
-use super::payloads::{Schedule, device_name};
+use super::schedule::Schedule;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {

@@ -9,7 +9,7 @@ use mio::{Interest, Token};
 
 use super::connection::{Io, State};
 use super::fleet::RUN;
-use super::payloads::phase;
+use super::schedule::phase;
 use super::worker::{READ_BYTES, Worker};
 use crate::mqtt::packet::PINGREQ;
 use crate::mqtt::{Connect, Packet, PacketType, Parsed, Properties, PropertyId, Version, parse};

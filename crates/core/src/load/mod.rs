@@ -10,10 +10,12 @@ mod connection;
 pub mod faults;
 pub mod fleet;
 mod links;
+mod names;
 pub mod options;
 mod pace;
 pub mod payloads;
 pub mod report;
+mod schedule;
 mod worker;
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! comes in as an argument.
 
 use super::options::FleetOptions;
-use super::payloads::phase;
+use super::schedule::phase;
 
 /// How far a device has come.
 pub struct Device {

@@ -10,63 +10,9 @@ use rand_distr::StandardNormal;
 use rand_pcg::Pcg64Mcg;
 
 use super::faults::{self, FaultKind, Label, PlannedFault};
-use super::options::{FleetError, FleetOptions};
-
-/// Event time of every reading. Devices are spread over the interval between two readings by the golden
-/// ratio, so that any subset of them reports evenly too.
-#[derive(Clone, Copy, Debug)]
-pub struct Schedule {
-    start_us: i64,
-    interval_us: f64,
-}
-
-impl Schedule {
-    fn new(options: &FleetOptions) -> Schedule {
-        Schedule { start_us: options.start_time_us.unwrap_or_default(), interval_us: options.interval_us() }
-    }
-
-    /// Event time of reading `n`, microseconds UTC, whole milliseconds as the payload states them.
-    pub fn ts_us(&self, device: u32, n: u64) -> i64 {
-        let after = (phase(device) + n as f64) * self.interval_us;
-        floor_ms(self.start_us.saturating_add(after as i64))
-    }
-
-    /// The event time `seconds` after the start.
-    pub fn at_seconds(&self, seconds: f64) -> i64 {
-        floor_ms(self.start_us.saturating_add((seconds * 1e6) as i64))
-    }
-
-    /// The first reading of `device` whose event time is not before `ts_us`.
-    pub fn first_at(&self, device: u32, ts_us: i64) -> u64 {
-        let intervals = ts_us.saturating_sub(self.start_us) as f64 / self.interval_us - phase(device);
-        // The estimate is a little low, the loop makes it exact.
-        let mut n = (intervals - 1.0).max(0.0) as u64;
-        while self.ts_us(device, n) < ts_us {
-            n += 1;
-        }
-        n
-    }
-}
-
-/// Where in the interval between two readings device `d` reports, in [0, 1).
-pub fn phase(device: u32) -> f64 {
-    const GOLDEN: f64 = 0.618_033_988_749_894_9;
-    (f64::from(device) * GOLDEN).fract()
-}
-
-/// `d000007`: six digits, more from the millionth device on.
-pub fn device_name(device: u32) -> String {
-    let mut name = String::with_capacity(8);
-    Name::new(b'd', 6, device).push_to(&mut name);
-    name
-}
-
-#[derive(Debug)]
-enum TopicPart {
-    Literal(String),
-    Site,
-    Device,
-}
+use super::names::{Name, Topic};
+use super::options::{FieldModel, FleetError, FleetOptions};
+use super::schedule::Schedule;
 
 #[derive(Debug)]
 struct Field {
@@ -85,9 +31,8 @@ struct Field {
 #[derive(Debug)]
 pub struct Payloads {
     seed: u64,
-    sites: u32,
     schedule: Schedule,
-    topic: Vec<TopicPart>,
+    topic: Topic,
     fields: Vec<Field>,
     faults: Vec<PlannedFault>,
     /// Value (scaled) at which each stuck fault freezes its field, 0 for other kinds.
@@ -106,9 +51,8 @@ impl Payloads {
         let labels = faults.iter().map(|fault| fault.label(options)).collect();
         let mut payloads = Payloads {
             seed: options.seed,
-            sites: options.sites,
             schedule,
-            topic: topic_parts(&options.topic),
+            topic: Topic::new(&options.topic, options.sites),
             fields: options.fields.iter().map(Field::new).collect(),
             first_fault: first_faults(options.devices, &faults),
             frozen: vec![0; faults.len()],
@@ -137,13 +81,7 @@ impl Payloads {
 
     /// Appends the topic name of `device`.
     pub fn write_topic(&self, device: u32, out: &mut String) {
-        for part in &self.topic {
-            match part {
-                TopicPart::Literal(text) => out.push_str(text),
-                TopicPart::Site => Name::new(b's', 3, device % self.sites).push_to(out),
-                TopicPart::Device => Name::new(b'd', 6, device).push_to(out),
-            }
-        }
+        self.topic.write(device, out);
     }
 
     /// Appends the JSON of reading `n`: device_id, ts in milliseconds, then the fields in declared order.
@@ -155,7 +93,7 @@ impl Payloads {
             told_us = told_us.saturating_add((fault.magnitude * 1e6) as i64);
         }
         out.extend_from_slice(b"{\"device_id\":\"");
-        out.extend_from_slice(Name::new(b'd', 6, device).bytes());
+        out.extend_from_slice(Name::device(device).bytes());
         out.extend_from_slice(b"\",\"ts\":");
         write_decimal(told_us.div_euclid(1_000), 0, out);
         let mut noise = self.noise(device, n);
@@ -245,7 +183,7 @@ impl Payloads {
 }
 
 impl Field {
-    fn new(model: &super::options::FieldModel) -> Field {
+    fn new(model: &FieldModel) -> Field {
         Field {
             key: format!(",\"{}\":", model.name).into_bytes(),
             mean: model.mean,
@@ -280,63 +218,11 @@ fn first_faults(devices: u32, faults: &[PlannedFault]) -> Vec<u32> {
     first
 }
 
-fn topic_parts(template: &str) -> Vec<TopicPart> {
-    let mut parts = Vec::new();
-    let mut rest = template;
-    while let Some(open) = rest.find('{') {
-        let (before, from) = rest.split_at(open);
-        parts.push(TopicPart::Literal(before.to_owned()));
-        let (part, name) = if from.starts_with("{site}") {
-            (TopicPart::Site, "{site}")
-        } else {
-            (TopicPart::Device, "{device}")
-        };
-        parts.push(part);
-        rest = &from[name.len().min(from.len())..];
-    }
-    parts.push(TopicPart::Literal(rest.to_owned()));
-    parts
-}
-
 fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
-}
-
-fn floor_ms(us: i64) -> i64 {
-    us - us.rem_euclid(1_000)
-}
-
-/// A letter and a number of at least so many digits.
-struct Name {
-    text: [u8; 11],
-    from: usize,
-}
-
-impl Name {
-    fn new(letter: u8, digits: usize, number: u32) -> Name {
-        let mut text = [b'0'; 11];
-        let mut at = text.len();
-        let mut rest = number;
-        while rest > 0 {
-            at -= 1;
-            text[at] = b'0' + (rest % 10) as u8;
-            rest /= 10;
-        }
-        let from = at.min(text.len() - digits) - 1;
-        text[from] = letter;
-        Name { text, from }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.text[self.from..]
-    }
-
-    fn push_to(&self, out: &mut String) {
-        out.extend(self.bytes().iter().map(|&byte| char::from(byte)));
-    }
 }
 
 /// `scaled / 10^decimals` as a JSON number with exactly that many decimals.
@@ -368,7 +254,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::faults::Fault;
-    use super::super::options::FieldModel;
     use super::*;
 
     const START: i64 = 1_767_225_600_000_000; // 2026-01-01T00:00:00Z
@@ -539,8 +424,6 @@ mod tests {
         assert_eq!(written(2150, 2), "21.50");
         assert_eq!(written(-123, 0), "-123");
         assert_eq!(written(i64::MIN, 9), "-9223372036.854775808");
-        assert_eq!(device_name(0), "d000000");
-        assert_eq!(device_name(1_234_567), "d1234567");
     }
 
     proptest! {

@@ -17,8 +17,9 @@ use super::connection::{Connection, Io, State};
 use super::fleet::{ABANDON, RUN, Shared};
 use super::options::FleetOptions;
 use super::pace::{Device, Lineup};
-use super::payloads::{Payloads, phase};
+use super::payloads::Payloads;
 use super::report::Counters;
+use super::schedule::phase;
 use crate::mqtt::disconnect::Disconnect;
 use crate::mqtt::{Properties, Publish, QoS, ReasonCode};
 
