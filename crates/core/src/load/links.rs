@@ -1,14 +1,18 @@
 //! Connections of a thread as they come up, answer, and are lost and tried again.
 
 use std::cmp::Reverse;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Interest, Token};
+use socket2::{Domain, Socket, Type};
 
 use super::connection::{Io, State};
 use super::fleet::RUN;
+use super::options::FleetOptions;
 use super::schedule::phase;
 use super::worker::{READ_BYTES, Worker};
 use crate::mqtt::packet::PINGREQ;
@@ -16,6 +20,8 @@ use crate::mqtt::{Connect, Packet, PacketType, Parsed, Properties, PropertyId, V
 
 /// Connections of one thread between TCP handshake and CONNACK, so that no listen queue overflows.
 const CONNECTING_MAX: usize = 64;
+/// Connections of one source address (see `source_address`).
+const CONNECTIONS_PER_SOURCE: u32 = 4_096;
 const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
 const RETRY_FIRST_NS: u64 = 100_000_000;
 const RETRY_MAX_NS: u64 = 10_000_000_000;
@@ -65,7 +71,8 @@ impl Worker {
             self.connecting += 1;
             self.connections[c].enter(State::Connecting, now_ns);
             let both = Interest::READABLE | Interest::WRITABLE;
-            let opened = TcpStream::connect(self.options.address).and_then(|mut stream| {
+            let source = source_address(&self.options, self.connections[c].number);
+            let opened = connect(self.options.address, source).and_then(|mut stream| {
                 self.poll.registry().register(&mut stream, Token(c), both)?;
                 Ok(stream)
             });
@@ -82,7 +89,7 @@ impl Worker {
             Some(stream) => match (stream.take_error(), stream.peer_addr()) {
                 (Ok(Some(error)), _) | (Err(error), _) => Some(error),
                 (Ok(None), Ok(_)) => None,
-                (Ok(None), Err(error)) if error.kind() == std::io::ErrorKind::NotConnected => return,
+                (Ok(None), Err(error)) if error.kind() == io::ErrorKind::NotConnected => return,
                 (Ok(None), Err(error)) => Some(error),
             },
             None => return,
@@ -315,5 +322,49 @@ impl Worker {
     fn accuse(&mut self, c: usize, what: String) {
         self.counters.protocol_errors += 1;
         self.lose(c, what);
+    }
+}
+
+/// Where connection `number` of a large fleet comes from, if the server is on loopback; None: the system chooses.
+///
+/// One source address has 28,000 ports by default, and those of the last run stay taken for a minute; finding
+/// a free one then costs more than all the rest of a connection. Each process takes addresses of its own.
+fn source_address(options: &FleetOptions, number: u32) -> Option<SocketAddr> {
+    let loopback = matches!(options.address.ip(), IpAddr::V4(server) if server.is_loopback());
+    if !loopback || options.connections() <= CONNECTIONS_PER_SOURCE {
+        return None;
+    }
+    let block = 1 + std::process::id() % 60_000;
+    let host = 0x7f00_0001 + block * 256 + number / CONNECTIONS_PER_SOURCE;
+    Some(SocketAddr::from((Ipv4Addr::from(host), 0)))
+}
+
+/// Begins a TCP handshake; the socket becomes writable when it ends.
+fn connect(server: SocketAddr, source: Option<SocketAddr>) -> io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(server) };
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&source.into())?;
+    match socket.connect(&server.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(TcpStream::from_std(socket.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_large_fleet_on_loopback_takes_addresses_of_its_own() {
+        let small = FleetOptions { devices: 4_096, ..FleetOptions::default() };
+        assert_eq!(source_address(&small, 0), None);
+        let large = FleetOptions { devices: 100_000, ..FleetOptions::default() };
+        let (first, last) = (source_address(&large, 0), source_address(&large, 99_999));
+        assert!(first.is_some_and(|source| source.ip().is_loopback()));
+        assert!(last.is_some_and(|source| source.ip().is_loopback()) && first != last);
+        assert_eq!(first, source_address(&large, 4_095));
+        let far = FleetOptions { address: SocketAddr::from(([192, 0, 2, 1], 1883)), ..large };
+        assert_eq!(source_address(&far, 0), None);
     }
 }
