@@ -17,10 +17,8 @@ import sqlalchemy as sa
 
 from headwater.errors import DataDirectoryError
 from headwater.records import (
-    DEAD_LETTERS_SCHEMA,
-    DOWNLINK_SCHEMA,
     FIRST_USER_STREAM,
-    RAW_SCHEMA,
+    OWN_SCHEMAS,
     Column,
     ColumnType,
     Offsets,
@@ -234,7 +232,7 @@ def schemas(connection: sa.Connection) -> list[Schema]:
         .join(STREAMS, STREAMS.c.id == SCHEMAS.c.stream)
         .order_by(SCHEMAS.c.id)
     ).all()
-    found = [RAW_SCHEMA, DEAD_LETTERS_SCHEMA, DOWNLINK_SCHEMA]
+    found = [*OWN_SCHEMAS]
     for id_, stream, name, text, key in rows:
         columns = tuple(Column(column, ColumnType(type_)) for column, type_ in json.loads(text))
         found.append(Schema(id_, stream, name, columns, key))

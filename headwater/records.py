@@ -13,6 +13,7 @@ import pyarrow as pa
 RAW: Final = 1
 DEAD_LETTERS: Final = 2
 DOWNLINK: Final = 3
+STEPS: Final = 4
 FIRST_USER_STREAM: Final = 16
 
 #: Names that a stream, query or alarm may have: they are SQL identifiers and path segments.
@@ -127,6 +128,18 @@ DOWNLINK_SCHEMA: Final = Schema(
     _columns(ts=_T.TIMESTAMP, topic=_T.STRING, payload=_T.BINARY, qos=_T.BIGINT, retain=_T.BOOLEAN),
     None,
 )
+
+#: Steps of the stream engine, written in the same commit as the results they explain. `record`: JSON.
+STEPS_SCHEMA: Final = Schema(
+    4,
+    STEPS,
+    "_steps",
+    _columns(ts=_T.TIMESTAMP, query=_T.STRING, step=_T.BIGINT, record=_T.STRING),
+    None,
+)
+
+#: The product's own streams; their ids are fixed.
+OWN_SCHEMAS: Final = (RAW_SCHEMA, DEAD_LETTERS_SCHEMA, DOWNLINK_SCHEMA, STEPS_SCHEMA)
 
 #: Columns that a log reader adds to every batch: dense key id, partition, offset in the partition.
 READER_COLUMNS: Final = ("_key", "_partition", "_offset")
