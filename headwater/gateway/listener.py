@@ -89,5 +89,5 @@ def decode(
     spec = declaration(name, stream, schema)
     spec["topic"] = "http"
     spec["fields"] = [(level, "string", level) for level in stream.captures] + spec["fields"]
-    batch = _native.decode(spec, "http", payload, received_at_us)
+    batch = _native.decode(spec, payload, received_at_us)
     return batch.select([column.name for column in schema.columns])
