@@ -125,52 +125,7 @@ class Gateway:
 
     def stop(self, drain_s: float) -> None: ...
 
-def decode(stream: dict[str, Any], topic: str, payload: bytes, received_at_us: int) -> pa.RecordBatch:
-    """Decodes one payload as the gateway would, for HTTP ingest and replays.
-
-    raises: RecordError with `reason` and text
-    """
-
-@final
-class Tumble:
-    """Window kernel for TUMBLE: one 64-byte record per (window, key), in Rust."""
-
-    def __init__(
-        self,
-        size_us: int,
-        aggregates: list[tuple[str, int | None]],
-        inputs: list[str],
-        max_bytes: int,
-        max_panes: int,
-    ) -> None:
-        """aggregates: (count_star | count | sum | avg | min | max, index into inputs or None)
-        inputs: "double" or "bigint" for each input column
-        """
-
-    def add(
-        self,
-        keys: pa.Array,
-        ts: pa.Array,
-        inputs: list[pa.Array],
-        select: pa.Array | None,
-        watermark_us: int,
-    ) -> tuple[int, int, int]:
-        """Adds rows. Returns (rows in open windows, late rows that amend, rows dropped as too late).
-
-        keys uint32, ts timestamp[us] or int64, inputs float64 or int64 of equal length, select boolean
-        """
-
-    def close(self, watermark_us: int, max_rows: int) -> pa.RecordBatch | None:
-        """Windows that ended at or before the watermark: `_key`, `window_start`, `window_end`, one column
-        `a0`, `a1`, ... per aggregate, `revision` (0, then +1 for each amendment)."""
-
-    def forget(self, before_us: int) -> None:
-        """Drops closed windows that ended before this."""
-
-    def stats(self) -> dict[str, int]: ...
-    def encode(self) -> bytes: ...
-    @staticmethod
-    def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.RecordBatch:
+def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.RecordBatch:
     """Decodes one payload as the gateway would, for HTTP ingest.
 
     stream:  as for `Gateway`, with a topic that captures nothing

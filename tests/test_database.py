@@ -54,9 +54,12 @@ def test_offsets_are_those_last_committed(database: db.Database) -> None:
 
 
 def test_failed_transaction_leaves_nothing(database: db.Database) -> None:
-    with pytest.raises(RuntimeError), database.begin() as connection:
+    def fail(connection: sa.Connection) -> None:
         db.save_offsets(connection, "store", 16, (1,))
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), database.begin() as connection:
+        fail(connection)
     with database.read() as connection:
         assert db.load_offsets(connection, "store", 16) == ()
 
