@@ -178,6 +178,11 @@ impl<'p> Cursor<'p> {
         }
     }
 
+    #[inline(never)]
+    fn skip_number(&mut self) -> Parsed<()> {
+        self.number().map(|_| ())
+    }
+
     /// The string whose opening quote has been passed; moves past the closing one and checks the escapes.
     #[inline(always)]
     pub fn string(&mut self) -> Parsed<RawString<'p>> {
@@ -233,9 +238,7 @@ impl<'p> Cursor<'p> {
                     self.at += 1;
                     self.string()?;
                 }
-                b'-' | b'0'..=b'9' => {
-                    self.number()?;
-                }
+                b'-' | b'0'..=b'9' => self.skip_number()?,
                 b't' => self.literal(b"true")?,
                 b'f' => self.literal(b"false")?,
                 b'n' => self.literal(b"null")?,

@@ -36,7 +36,7 @@ const POWERS: [f64; 23] = [
 
 impl<'p> Number<'p> {
     /// Scans the number at `start`, which holds `-` or a digit. `Err`: the position of the offence.
-    #[inline]
+    #[inline(always)]
     pub fn scan(text: &'p [u8], start: usize) -> Result<(Number<'p>, usize), usize> {
         let mut at = start;
         let negative = text.get(at) == Some(&b'-');
@@ -78,7 +78,7 @@ impl<'p> Number<'p> {
     }
 
     /// The nearest double, ties to even; `None` beyond the largest one. Too small becomes zero.
-    #[inline]
+    #[inline(always)]
     pub fn to_double(self) -> Option<f64> {
         if self.exact && self.mantissa <= 1 << 53 && (-22..=22).contains(&self.exponent) {
             let mantissa = self.mantissa as f64;
@@ -182,23 +182,32 @@ struct Significant {
 }
 
 /// Appends the run of digits at `at` to `mantissa` (wrapping) and gives its end.
+///
+/// Up to eight digits at once, however many there are: the digits found are shifted to the word's upper end, which fills
+/// the lower one with zeros.
 #[inline(always)]
 fn digits(text: &[u8], mut at: usize, mantissa: &mut u64) -> usize {
     while let Some(chunk) = text.get(at..at + 8) {
         let chunk = u64::from_le_bytes([
             chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7],
         ]);
-        // Eight digits at once: every byte has high nibble 3, also after adding 6.
-        let high = chunk & 0xf0f0_f0f0_f0f0_f0f0;
-        let carried = chunk.wrapping_add(0x0606_0606_0606_0606) & 0xf0f0_f0f0_f0f0_f0f0;
-        if (high | (carried >> 4)) != 0x3333_3333_3333_3333 {
-            break;
+        // A byte is a digit if its high nibble is 3, also after adding 6. The first other byte is exact, since
+        // no carry can leave the digits before it.
+        let high = chunk ^ 0x3030_3030_3030_3030;
+        let other = (high | high.wrapping_add(0x0606_0606_0606_0606)) & 0xf0f0_f0f0_f0f0_f0f0;
+        let count = (other.trailing_zeros() / 8) as usize;
+        if count == 0 {
+            return at;
         }
-        let pairs = (chunk & 0x0f0f_0f0f_0f0f_0f0f).wrapping_mul(10 * 256 + 1) >> 8;
+        let digits = high << (64 - 8 * count);
+        let pairs = digits.wrapping_mul(10 * 256 + 1) >> 8;
         let quads = (pairs & 0x00ff_00ff_00ff_00ff).wrapping_mul(100 * 65536 + 1) >> 16;
         let eight = (quads & 0x0000_ffff_0000_ffff).wrapping_mul(10_000 * (1 << 32) + 1) >> 32;
-        *mantissa = mantissa.wrapping_mul(100_000_000).wrapping_add(eight);
-        at += 8;
+        *mantissa = mantissa.wrapping_mul(WHOLE_POWERS[count]).wrapping_add(eight);
+        at += count;
+        if count < 8 {
+            return at;
+        }
     }
     while let Some(digit @ b'0'..=b'9') = text.get(at) {
         *mantissa = mantissa.wrapping_mul(10).wrapping_add((digit - b'0') as u64);
@@ -206,6 +215,8 @@ fn digits(text: &[u8], mut at: usize, mantissa: &mut u64) -> usize {
     }
     at
 }
+
+const WHOLE_POWERS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
 
 #[cfg(test)]
 mod tests {

@@ -305,7 +305,7 @@ fn captured_levels(topic: &str, texts: &[&str]) -> Vec<(usize, String)> {
     let device = levels
         .iter()
         .rposition(|level| !level.is_empty() && texts.contains(level))
-        .or_else(|| levels.iter().rposition(|level| has_digit(level)))
+        .or_else(|| levels.iter().rposition(&has_digit))
         .or_else(|| (levels.len() >= 3).then(|| levels.len() - 2).filter(|at| !levels[*at].is_empty()));
     let mut captured = Vec::new();
     for (at, level) in levels.iter().enumerate() {
