@@ -1,0 +1,203 @@
+"""The seam to the Rust crate, as Python sees it: batches cross, never messages.
+
+Arrow data crosses by the Arrow PyCapsule interface without copying. Long calls release the interpreter
+lock. Errors are those of `headwater.errors`; built-in ones where they fit (ValueError for a bad argument).
+"""
+
+from typing import Any, final
+
+import pyarrow as pa
+
+@final
+class Log:
+    """The durable log of one data directory: one commit thread, any number of readers."""
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        partitions: int,
+        durability: str,
+        commit_bytes: int,
+        commit_interval_us: int,
+        segment_bytes: int,
+        queue_bytes: int,
+        retention_bytes: int,
+        disk_max_bytes: int,
+        max_keys: int,
+        schemas: list[tuple[int, int, str, list[tuple[str, str]], str | None]],
+    ) -> None:
+        """Opens or creates the log and recovers it.
+
+        partitions:  fixed when the directory is created; a different number later is an error
+        durability:  "sync" (acknowledge after fdatasync) or "async"
+        schemas:     (schema id, stream id, stream name, [(column, type)], key column or None) of all
+                     versions ever registered
+        raises:      LogCorruptError, DataDirectoryError (in use), LogError
+        """
+
+    def recovery(self) -> dict[str, Any]:
+        """What opening found: `epoch`, `segments`, `keys`, `torn_tail` (text or None), `took_ms`."""
+
+    def register(
+        self, id: int, stream: int, name: str, columns: list[tuple[str, str]], key: str | None
+    ) -> None:
+        """Makes a schema known. The registry must hold it durably before."""
+
+    def partitions(self) -> int: ...
+    def append(self, parts: list[tuple[int, pa.RecordBatch]]) -> list[tuple[int, int, int, int]]:
+        """Appends rows of one or more schemas in one commit and returns once they are durable.
+
+        parts:   (schema id, batch with that schema's columns; missing columns are NULL); all or nothing
+        returns: (stream, partition, first offset, rows) of each block written
+        raises:  LogFullError, LogError; RecordError for a batch that does not fit its schema
+        """
+
+    def reader(self, stream: int, offsets: list[int], columns: list[str] | None = None) -> LogReader:
+        """A reader from these offsets (one per partition; short lists are filled with 0).
+
+        columns: only these columns (and the reader's own), all by default
+        raises:  LogError when an offset lies before the first one kept
+        """
+
+    def end(self, stream: int) -> list[int]:
+        """Durable end: the offset after the last readable row, per partition."""
+
+    def start(self, stream: int) -> list[int]:
+        """The first offset still kept, per partition."""
+
+    def hold(self, reader: str, stream: int, offsets: list[int]) -> None:
+        """Keeps rows from these offsets on from being trimmed, until the next call of the same reader."""
+
+    def release(self, reader: str, stream: int) -> None: ...
+    def wait(self, seen: int, timeout_s: float) -> int:
+        """Number of the last durable commit, as soon as it is greater than `seen` or time is up."""
+
+    def keys(self, ids: pa.Array) -> pa.Array:
+        """Key strings of these dense ids (uint32 array, `_key` of a batch)."""
+
+    def stats(self) -> dict[str, Any]: ...
+    def close(self) -> None:
+        """Writes what is queued and stops the commit thread."""
+
+@final
+class LogReader:
+    """Rows of one stream in the order of the log, behind its own offsets."""
+
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        """The next durable rows, at most about `max_rows`; None when there is nothing new.
+
+        columns: those of the stream's newest schema, then `_key` uint32 (dense id of the key over all
+                 partitions), `_partition` uint16, `_offset` uint64
+        raises:  LogCorruptError
+        """
+
+    def offsets(self) -> list[int]:
+        """The next offset per partition after what was read."""
+
+@final
+class Gateway:
+    """MQTT listener, decoder and ack path; runs on its own threads until `stop`."""
+
+    def __init__(self, log: Log, options: dict[str, Any], streams: list[dict[str, Any]]) -> None:
+        """Opens the listener and starts.
+
+        options: `host`, `port` and the limits of the `mqtt` section
+        streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
+                 `fields` [(name, type, path)]
+        raises:  ListenError, ConfigError
+        """
+
+    def address(self) -> str:
+        """`host:port` as bound."""
+
+    def counters(self) -> dict[str, int]:
+        """The books of messages, one balanced snapshot."""
+
+    def ack_latency(self) -> dict[str, float]:
+        """`p50_ms`, `p99_ms`, `max_ms`, `count` from PUBLISH read to PUBACK written."""
+
+    def unmatched(self) -> list[dict[str, Any]]:
+        """Topics that no stream matched: `topic`, `count`, `payload` (example), `last_seen_us`, `suggestion`."""
+
+    def events(self) -> list[dict[str, Any]]:
+        """Events for the operator since the last call, oldest first, bounded."""
+
+    def stop(self, drain_s: float) -> None: ...
+
+def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.RecordBatch:
+    """Decodes one payload as the gateway would, for HTTP ingest.
+
+    stream:  as for `Gateway`, with a topic that captures nothing
+    returns: `ts`, `received_at` and the declared fields, one row per reading
+    raises:  RecordError with reason and position
+    """
+
+@final
+class Tumble:
+    """Window kernel for TUMBLE: one 64-byte record per (window, key), in Rust."""
+
+    def __init__(
+        self,
+        size_us: int,
+        aggregates: list[tuple[str, int | None]],
+        inputs: list[str],
+        max_bytes: int,
+        max_panes: int,
+    ) -> None:
+        """aggregates: (count_star | count | sum | avg | min | max, index into inputs or None)
+        inputs: "double" or "bigint" for each input column
+        """
+
+    def add(
+        self,
+        keys: pa.Array,
+        ts: pa.Array,
+        inputs: list[pa.Array],
+        select: pa.Array | None,
+        watermark_us: int,
+    ) -> tuple[int, int, int]:
+        """Adds rows. Returns (rows in open windows, late rows that amend, rows dropped as too late).
+
+        keys uint32, ts timestamp[us] or int64, inputs float64 or int64 of equal length, select boolean
+        """
+
+    def close(self, watermark_us: int, max_rows: int) -> pa.RecordBatch | None:
+        """Windows that ended at or before the watermark: `_key`, `window_start`, `window_end`, one column
+        `a0`, `a1`, ... per aggregate, `revision` (0, then +1 for each amendment)."""
+
+    def forget(self, before_us: int) -> None:
+        """Drops closed windows that ended before this."""
+
+    def stats(self) -> dict[str, int]: ...
+    def encode(self) -> bytes: ...
+    @staticmethod
+    def decode(
+        state: bytes,
+        size_us: int,
+        aggregates: list[tuple[str, int | None]],
+        inputs: list[str],
+        max_bytes: int,
+        max_panes: int,
+    ) -> Tumble: ...
+
+@final
+class KeyInterner:
+    """Tuples of group columns to dense ids and back."""
+
+    def __init__(self, types: list[str], max_keys: int) -> None: ...
+    def ids(self, columns: list[pa.Array], rows: int) -> pa.Array:
+        """uint32 id per row. raises: LogFullError-like ValueError at max_keys"""
+
+    def columns(self, ids: pa.Array) -> list[pa.Array]: ...
+    def encode(self) -> bytes: ...
+    @staticmethod
+    def decode(state: bytes, types: list[str], max_keys: int) -> KeyInterner: ...
+
+@final
+class Fleet:
+    """A simulated fleet over real MQTT on its own threads."""
+
+    def __init__(self, options: dict[str, Any]) -> None: ...
+    def report(self) -> dict[str, Any]: ...
+    def stop(self) -> dict[str, Any]: ...

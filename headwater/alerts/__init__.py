@@ -1,0 +1,1 @@
+"""Alarms: conditions with memory, and who is told."""

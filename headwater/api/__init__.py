@@ -1,0 +1,1 @@
+"""The HTTP API; each route calls one function of a service."""

@@ -1,0 +1,1 @@
+"""MQTT listener and decoders: from a device to the log."""

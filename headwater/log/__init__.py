@@ -1,0 +1,1 @@
+"""The durable log: what the gateway writes and everything else reads."""

@@ -1,0 +1,83 @@
+"""The embedded log: segments on the local disk, written by the native commit thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from headwater import _native
+from headwater.config import LogSettings
+from headwater.records import Offsets, Schema
+
+
+class EmbeddedReader:
+    """`log.base.Reader` over native segments."""
+
+    def __init__(self, native: _native.LogReader) -> None:
+        self._native = native
+
+    def read(self, max_rows: int) -> pa.RecordBatch | None:
+        return self._native.read(max_rows)
+
+    def offsets(self) -> Offsets:
+        return tuple(self._native.offsets())
+
+
+class EmbeddedLog:
+    """`log.base.Log` over native segments in `directory`.
+
+    raises: DataDirectoryError when another process has it open, LogCorruptError, LogError
+    """
+
+    def __init__(self, directory: Path, settings: LogSettings, schemas: Sequence[Schema]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.native = _native.Log(
+            str(directory),
+            partitions=settings.partitions,
+            durability=settings.durability,
+            commit_bytes=settings.commit_bytes,
+            commit_interval_us=round(settings.commit_interval_ms * 1000),
+            segment_bytes=settings.segment_bytes,
+            queue_bytes=settings.queue_bytes,
+            retention_bytes=settings.retention_bytes,
+            disk_max_bytes=settings.disk_max_bytes,
+            max_keys=settings.max_keys,
+            schemas=[_native_schema(schema) for schema in schemas],
+        )
+
+    def recovery(self) -> dict[str, Any]:
+        """What opening found: `epoch`, `segments`, `keys`, `torn_tail` (text or None), `took_ms`."""
+        return self.native.recovery()
+
+    def register(self, schema: Schema) -> None:
+        self.native.register(*_native_schema(schema))
+
+    def append(self, parts: Sequence[tuple[Schema, pa.RecordBatch]]) -> None:
+        self.native.append([(schema.id, batch) for schema, batch in parts])
+
+    def reader(self, stream: int, offsets: Offsets, columns: Sequence[str] | None = None) -> EmbeddedReader:
+        at = list(offsets) or self.native.start(stream)
+        return EmbeddedReader(self.native.reader(stream, at, None if columns is None else list(columns)))
+
+    def end(self, stream: int) -> Offsets:
+        return tuple(self.native.end(stream))
+
+    def start(self, stream: int) -> Offsets:
+        return tuple(self.native.start(stream))
+
+    def hold(self, reader: str, stream: int, offsets: Offsets) -> None:
+        self.native.hold(reader, stream, list(offsets))
+
+    def wait(self, seen: int, timeout_s: float) -> int:
+        return self.native.wait(seen, timeout_s)
+
+    def close(self) -> None:
+        self.native.close()
+
+
+def _native_schema(schema: Schema) -> tuple[int, int, str, list[tuple[str, str]], str | None]:
+    columns = [(column.name, column.type.value) for column in schema.columns]
+    return schema.id, schema.stream, schema.name, columns, schema.key

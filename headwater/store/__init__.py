@@ -1,0 +1,1 @@
+"""The table store: every stream and query result as a table."""
