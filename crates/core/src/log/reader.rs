@@ -117,7 +117,7 @@ impl Reader {
 
     fn fill(&mut self, batch: &mut Batch, max_rows: usize) -> Result<(), LogError> {
         loop {
-            let (end, following) = self.published()?;
+            let (end, following) = self.published();
             while self.at < end {
                 if batch.is_full(max_rows) {
                     return Ok(());
@@ -131,30 +131,36 @@ impl Reader {
                 }
             }
             let Some(following) = following else { return Ok(()) };
-            self.at = following.first().byte;
-            self.window = Window::new(following);
+            match self.follow(following) {
+                // What came before is good; the next call begins with the gap.
+                Err(_) if batch.rows() > 0 => return Ok(()),
+                result => result?,
+            }
         }
     }
 
-    /// How far this segment may be read, and the one after it.
-    fn published(&self) -> Result<(u64, Option<Arc<Segment>>), LogError> {
+    /// How far this segment may be read, and the one listed after it.
+    fn published(&self) -> (u64, Option<Arc<Segment>>) {
         let published = self.shared.published.lock();
         let current = self.window.segment();
         let following = published.segments.iter().find(|segment| segment.number > current.number);
-        let trimmed = published.segments.front().is_some_and(|oldest| oldest.number > current.number);
-        if trimmed && let Some(oldest) = following {
-            // This segment's bytes are still there for us; whether the next listed one is truly the next
-            // is told by the offsets.
-            let ends = &oldest.first().ends;
-            for (at, next) in self.next.iter().enumerate() {
-                let partition = Partition(at as u16);
-                let start = ends.get(self.stream, partition).0;
-                if self.at >= current.end() && *next < start {
-                    return Err(LogError::Trimmed { stream: self.stream, partition, wanted: *next, start });
-                }
+        (current.end(), following.cloned())
+    }
+
+    /// Goes to the next listed segment. A reader that holds nothing may find that the ones between are
+    /// gone (its own stayed readable as long as it was in it).
+    fn follow(&mut self, following: Arc<Segment>) -> Result<(), LogError> {
+        let first = following.first();
+        for (at, wanted) in self.next.iter().copied().enumerate() {
+            let partition = Partition(at as u16);
+            let start = first.ends.get(self.stream, partition).0;
+            if wanted < start {
+                return Err(LogError::Trimmed { stream: self.stream, partition, wanted, start });
             }
         }
-        Ok((current.end(), following.cloned()))
+        self.at = first.byte;
+        self.window = Window::new(following);
+        Ok(())
     }
 
     /// Takes this stream's rows from the commit at `self.at`; its length, or `None` if rows are left.
