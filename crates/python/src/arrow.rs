@@ -27,8 +27,8 @@ pub fn array_to_python<'py>(py: Python<'py>, array: &dyn Array) -> PyResult<Boun
 
 fn to_python<'py>(py: Python<'py>, array: &dyn Array, class: &str) -> PyResult<Bound<'py, PyAny>> {
     let (array, schema) = to_ffi(&array.to_data()).map_err(invalid)?;
-    let schema = PyCapsule::new(py, schema, Some(SCHEMA.to_owned()))?;
-    let array = PyCapsule::new(py, array, Some(ARRAY.to_owned()))?;
+    let schema = PyCapsule::new_with_value(py, schema, SCHEMA)?;
+    let array = PyCapsule::new_with_value(py, array, ARRAY)?;
     py.import("pyarrow")?.getattr(class)?.call_method1("_import_from_c_capsule", (schema, array))
 }
 

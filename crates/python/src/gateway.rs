@@ -1,0 +1,198 @@
+//! `Gateway`.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use headwater_core::decode::{FieldSpec, Suggestion, suggest};
+use headwater_core::net::{Clock, Gateway, GatewayError, GatewayOptions, StreamBinding};
+use parking_lot::Mutex;
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::decode::Declaration;
+use crate::errors;
+use crate::log::PyLog;
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyGateway>()
+}
+
+#[pyclass(name = "Gateway", module = "headwater._native", frozen)]
+struct PyGateway {
+    gateway: Mutex<Option<Gateway>>,
+}
+
+/// The `mqtt` section of the settings, with threads resolved, and the filters of raw messages.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Options {
+    host: String,
+    port: u16,
+    threads: usize,
+    max_connections: usize,
+    max_keep_alive_s: u16,
+    first_packet_timeout_s: u16,
+    receive_maximum: u16,
+    maximum_qos: u8,
+    retain_available: bool,
+    max_retained_messages: usize,
+    max_retained_bytes: usize,
+    max_payload_bytes: usize,
+    max_packet_bytes: usize,
+    max_queued_bytes: usize,
+    max_subscriptions: usize,
+    max_topic_levels: usize,
+    raw_filters: Vec<String>,
+}
+
+impl Options {
+    fn convert(&self, address: SocketAddr) -> GatewayOptions {
+        GatewayOptions {
+            address,
+            threads: self.threads,
+            max_connections: self.max_connections,
+            max_packet_bytes: self.max_packet_bytes,
+            max_payload_bytes: self.max_payload_bytes,
+            max_keep_alive_s: self.max_keep_alive_s,
+            receive_maximum: self.receive_maximum,
+            maximum_qos: self.maximum_qos,
+            retain_available: self.retain_available,
+            max_subscriptions_per_client: self.max_subscriptions,
+            max_topic_levels: self.max_topic_levels,
+            retained_max_messages: self.max_retained_messages,
+            retained_max_bytes: self.max_retained_bytes,
+            outbound_max_bytes: self.max_queued_bytes,
+            first_packet_timeout_s: self.first_packet_timeout_s,
+            clock: Clock::Real,
+            ..GatewayOptions::default()
+        }
+    }
+}
+
+fn binding(py: Python<'_>, log: &PyLog, stream: &Declaration) -> PyResult<StreamBinding> {
+    let spec = stream.spec().map_err(|problem| errors::raise(py, "ConfigError", problem))?;
+    Ok(StreamBinding { spec, schema: log.schema(stream.schema)? })
+}
+
+impl PyGateway {
+    fn with<T>(&self, ask: impl FnOnce(&Gateway) -> T) -> PyResult<T> {
+        match self.gateway.lock().as_ref() {
+            Some(gateway) => Ok(ask(gateway)),
+            None => Err(PyRuntimeError::new_err("the gateway has been stopped")),
+        }
+    }
+}
+
+#[pymethods]
+impl PyGateway {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        log: &Bound<'_, PyLog>,
+        options: Options,
+        streams: Vec<Declaration>,
+    ) -> PyResult<PyGateway> {
+        let (host, port) = (options.host.as_str(), options.port);
+        let unknown = |why: String| errors::raise(py, "ListenError", format!("opening the MQTT listener on {host}:{port}: {why}"));
+        let address = (host, port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?.next();
+        let address = address.ok_or_else(|| unknown("the name has no address".to_owned()))?;
+        let log = log.get();
+        let streams = streams.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
+        let start = || Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone());
+        let gateway = py.detach(start).map_err(|error| match error {
+            GatewayError::Listen { .. } => errors::raise(py, "ListenError", error),
+            GatewayError::Log(error) => errors::of_log(py, error),
+            error => errors::raise(py, "ConfigError", error),
+        })?;
+        Ok(PyGateway { gateway: Mutex::new(Some(gateway)) })
+    }
+
+    fn address(&self) -> PyResult<String> {
+        self.with(|gateway| gateway.address().to_string())
+    }
+
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = self.with(Gateway::counters)?;
+        let counters = PyDict::new(py);
+        for (name, value) in found.each() {
+            counters.set_item(name, value)?;
+        }
+        for (name, by_reason) in
+            [("refused_connections", &found.refused_connections), ("ended_connections", &found.ended_connections)]
+        {
+            let reasons = PyDict::new(py);
+            for (reason, count) in by_reason.iter() {
+                reasons.set_item(reason.name(), count)?;
+            }
+            counters.set_item(name, reasons)?;
+        }
+        Ok(counters)
+    }
+
+    fn ack_latency<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let found = self.with(Gateway::ack_latency)?.since_start;
+        let latency = PyDict::new(py);
+        latency.set_item("p50_ms", found.p50_ms)?;
+        latency.set_item("p99_ms", found.p99_ms)?;
+        latency.set_item("max_ms", found.max_ms)?;
+        latency.set_item("count", found.count)?;
+        Ok(latency)
+    }
+
+    fn unmatched<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let found = self.with(Gateway::unmatched)?;
+        let mut topics = Vec::with_capacity(found.len());
+        for each in found {
+            let topic = PyDict::new(py);
+            topic.set_item("topic", &each.topic)?;
+            topic.set_item("count", each.count)?;
+            topic.set_item("payload", PyBytes::new(py, &each.example))?;
+            topic.set_item("last_seen_us", each.last_seen_us)?;
+            topic.set_item("suggestion", suggest(&each.topic, &each.example).ok().map(|found| toml(&found)))?;
+            topics.push(topic);
+        }
+        Ok(topics)
+    }
+
+    fn events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let found = self.with(Gateway::events)?;
+        let mut events = Vec::with_capacity(found.len());
+        for each in found {
+            let event = PyDict::new(py);
+            event.set_item("at_us", each.at_us)?;
+            event.set_item("kind", each.kind.name())?;
+            event.set_item("client", &each.client)?;
+            event.set_item("reason", each.reason.name())?;
+            event.set_item("detail", &each.detail)?;
+            events.push(event);
+        }
+        Ok(events)
+    }
+
+    fn stop(&self, py: Python<'_>, drain_s: f64) {
+        let gateway = self.gateway.lock().take();
+        if let Some(gateway) = gateway {
+            py.detach(|| gateway.stop(Duration::from_secs_f64(drain_s.clamp(0.0, 3600.0))));
+        }
+    }
+}
+
+/// A suggested stream as it would stand in the configuration.
+fn toml(found: &Suggestion) -> String {
+    let field = |field: &FieldSpec| {
+        if field.path == field.name {
+            format!("{} = \"{}\"", field.name, field.ty)
+        } else {
+            format!("{} = {{ type = \"{}\", path = {:?} }}", field.name, field.ty, field.path)
+        }
+    };
+    let mut lines = vec![format!("[streams.{}]", found.name), format!("topic  = {:?}", found.topic)];
+    if let Some(time) = &found.time {
+        lines.push(format!("time   = {:?}", time.path));
+    }
+    let fields: Vec<String> = found.fields.iter().map(field).collect();
+    lines.push(format!("fields = {{ {} }}", fields.join(", ")));
+    lines.extend(found.notes.iter().map(|note| format!("# {note}")));
+    lines.join("\n")
+}
