@@ -17,7 +17,6 @@ GATEWAY_COUNTERS = {
     "delivered": "Messages delivered to subscribers",
     "dropped_deliveries": "Messages not delivered because a subscriber was too slow",
     "connections_total": "Connections accepted",
-    "refused_connections": "Connections refused",
     "sessions_not_kept": "Clients that asked for a session to be kept, which is not offered yet",
     "bytes_in": "Bytes received",
     "bytes_out": "Bytes sent",
@@ -42,6 +41,11 @@ class Metrics:
             base = name.removesuffix("_total")
             yield CounterMetricFamily(f"headwater_gateway_{base}", text, counters.get(name, 0))
         yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
+        for name, text in (("refused", "CONNECT packets refused"), ("ended", "Connections that the gateway ended")):
+            family = CounterMetricFamily(f"headwater_gateway_{name}_connections", text, labels=["reason"])
+            for reason, count in counters[f"{name}_connections"].items():
+                family.add_metric([reason], count)
+            yield family
         messages = CounterMetricFamily(
             "headwater_messages", "Messages by what became of them", labels=["outcome"]
         )
