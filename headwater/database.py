@@ -58,14 +58,18 @@ OFFSETS = sa.Table(
 )
 
 #: Alarm instances that are not inactive: `pending` and `firing`. key: JSON object of key columns.
+#: partition and offset: the row of the log that made it pending, from which its id is derived.
 ALARM_STATES = sa.Table(
     "alarm_states",
     METADATA,
     sa.Column("alarm", sa.Text, primary_key=True),
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("state", sa.Text, nullable=False),
+    sa.Column("severity", sa.Text, nullable=False),
     sa.Column("pending_since", sa.BigInteger, nullable=False),
-    sa.Column("alarm_id", sa.Text),
+    sa.Column("partition", sa.Integer, nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    sa.Column("alarm_id", sa.Text, nullable=False),
 )
 
 #: One row per firing: from firing to resolved. id is derived from alarm, key and log offset.
@@ -97,11 +101,12 @@ ALARM_TRANSITIONS = sa.Table(
     sa.Column("recorded_at", sa.BigInteger, nullable=False),
 )
 
-#: Outbox of notifications; id is the idempotency key.
+#: Outbox of notifications; id is the idempotency key, sequence the order in which a target gets them.
 NOTIFICATIONS = sa.Table(
     "notifications",
     METADATA,
     sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, nullable=False, unique=True),
     sa.Column("alarm_id", sa.Text, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
