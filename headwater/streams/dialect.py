@@ -61,6 +61,7 @@ class NamedArgument(exp.Expression):
 class _Parser(parser.Parser):
     """sqlglot's parser with the window functions, DESCRIPTOR and their arguments."""
 
+    FUNC_TOKENS = parser.Parser.FUNC_TOKENS | {TokenType.SESSION}
     FUNCTION_PARSERS = {  # noqa: RUF012  sqlglot's own way of extension
         **parser.Parser.FUNCTION_PARSERS,
         **{name: lambda self, name=name: self._window_function(name) for name in WINDOW_FUNCTIONS},
@@ -137,7 +138,9 @@ def parse(text: str) -> exp.Expr:
     try:
         found = ContinuousSql().tokenize(text)
     except TokenError as error:
-        raise SqlError("found the end of the text inside of quotes or a comment; close it", len(text)) from error
+        raise SqlError(
+            "found the end of the text inside of quotes or a comment; close it", len(text)
+        ) from error
     for token in found:
         if token.text.upper() == "MATCH_RECOGNIZE":  # sqlglot reads only part of its grammar
             raise SqlError(

@@ -24,12 +24,13 @@ NO_TIME = Schema(17, 17, "places", (Column("site", _T.STRING), Column("rooms", _
 TABLES = {"telemetry": TELEMETRY, "places": NO_TIME}
 
 WINDOW = "TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '5' MINUTES))"
+ARGUMENTS = "TABLE telemetry, DESCRIPTOR(ts)"
 GROUP = "GROUP BY device, window_start, window_end"
 
 
 def expand(example: str) -> str:
-    """The example's text with `$W` and `$G` written out."""
-    return example.replace("$W", WINDOW).replace("$G", GROUP)
+    """The example's text with `$W`, `$G` and `$T` written out."""
+    return example.replace("$W", WINDOW).replace("$G", GROUP).replace("$T", ARGUMENTS)
 
 
 #: (code of the refusal, text); the messages stand in docs/sql.md.
@@ -48,41 +49,54 @@ REFUSED = [
     ("subquery", "SELECT COUNT(*) AS n FROM (SELECT device FROM telemetry) $G"),
     ("no-from", "SELECT COUNT(*) AS n"),
     ("no-window", "SELECT device, COUNT(*) AS n FROM telemetry GROUP BY device"),
-    ("no-window", "SELECT COUNT(*) AS n FROM TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '5' MINUTES) $G"),
     (
-        "window-kind",
-        "SELECT COUNT(*) AS n FROM TABLE(HOP(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '1' MINUTE, "
-        "INTERVAL '5' MINUTES)) $G",
+        "no-window",
+        "SELECT COUNT(*) AS n FROM TUMBLE($T, INTERVAL '5' MINUTES) $G",
     ),
     (
         "window-kind",
-        "SELECT COUNT(*) AS n FROM TABLE(CUMULATE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '1' MINUTE, "
-        "INTERVAL '5' MINUTES)) $G",
+        "SELECT COUNT(*) AS n FROM TABLE(HOP($T, INTERVAL '1' MINUTE, INTERVAL '5' MINUTES)) $G",
     ),
     (
         "window-kind",
-        "SELECT COUNT(*) AS n FROM TABLE(SESSION(TABLE telemetry PARTITION BY device, DESCRIPTOR(ts), "
-        "INTERVAL '5' MINUTES)) $G",
+        "SELECT COUNT(*) AS n FROM TABLE(CUMULATE($T, INTERVAL '1' MINUTE, INTERVAL '5' MINUTES)) $G",
+    ),
+    (
+        "window-kind",
+        "SELECT COUNT(*) AS n FROM TABLE(SESSION(TABLE telemetry PARTITION BY device, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) $G",
     ),
     ("window-arguments", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(telemetry, ts, INTERVAL '5' MINUTES)) $G"),
     (
         "window-offset",
-        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '5' MINUTES, "
-        "INTERVAL '1' MINUTE)) $G",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE($T, INTERVAL '5' MINUTES, INTERVAL '1' MINUTE)) $G",
     ),
     (
         "descriptor",
         "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(received_at), INTERVAL '5' MINUTES)) $G",
     ),
-    ("interval", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '1' MONTH)) $G"),
-    ("interval", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '5 MIN' MINUTE)) $G"),
-    ("size", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '0' MINUTES)) $G"),
-    ("size", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '0.0001' SECOND)) $G"),
-    ("table", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetri, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) $G"),
+    (
+        "interval",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE($T, INTERVAL '1' MONTH)) $G",
+    ),
+    (
+        "interval",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE($T, INTERVAL '5 MIN' MINUTE)) $G",
+    ),
+    (
+        "size",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE($T, INTERVAL '0' MINUTES)) $G",
+    ),
+    (
+        "size",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE($T, INTERVAL '0.0001' SECOND)) $G",
+    ),
+    (
+        "table",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetri, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) $G",
+    ),
     (
         "no-time",
-        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE places, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) "
-        "GROUP BY window_start, window_end",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE places, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) GROUP BY window_start, window_end",
     ),
     ("column", "SELECT AVG(temprature) AS a FROM $W $G"),
     ("column", "SELECT COUNT(*) AS n FROM $W GROUP BY room, window_start, window_end"),
@@ -116,7 +130,10 @@ REFUSED = [
     ("syntax", "SELECT COUNT(*) AS n FROM $W $G; SELECT 2"),
     ("syntax", "SELECT 'open"),
     ("syntax", "SELECT a FROM telemetry MATCH_RECOGNIZE (PATTERN (a b))"),
-    ("syntax", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL 5 MINUTES)) $G"),
+    (
+        "syntax",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE($T, INTERVAL 5 MINUTES)) $G",
+    ),
     ("condition", "SELECT COUNT(*) AS n FROM $W WHERE temprature > 5 $G"),
     ("condition", "SELECT COUNT(*) AS n FROM $W WHERE temperature > 'hot' $G"),
 ]
