@@ -39,10 +39,10 @@ class Store(Protocol):
     def create(self, schema: Schema, latest_by: tuple[str, ...] = ()) -> None:
         """Makes the table of that stream exist, empty at first; again with more columns: they are added.
 
+        schema:    registered in the log before
         latest_by: for a query's result: SQL sees, per value of these columns, only the row with the highest
-                   `revision`, and not the column `revision`. All other columns, `ts` among them, may differ
-                   between revisions only where they are not among these.
-        raises:    StoreError, LogError when the log no longer holds rows that the table still needs
+                   `revision` (0 for the first), and not the column `revision`
+        raises:    StoreError; LogError when the log no longer holds rows that the table still needs
         """
 
     def step(self) -> bool:

@@ -40,6 +40,7 @@ _ACTIONS: Final = "headwater.actions"
 
 _COMMIT: Final = re.compile(r"(\d{20})\.json")
 _CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_DATA_FILE: Final = re.compile(r"part-\d{10}-\d{3}-([0-9a-f]{8})-[0-9a-f]{8}\.parquet")
 _NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _DELTA_TYPE: Final = {
     ColumnType.DOUBLE: "double",
@@ -115,33 +116,37 @@ class StoredTable:
         found = [self._table.transaction_version(f"log/{partition}") for partition in range(partitions)]
         return None if all(offset is None for offset in found) else tuple(offset or 0 for offset in found)
 
-    def file_name(self, number: int, columns: Sequence[str]) -> str:
-        """A name for the next commit's data file. It tells which columns the file has."""
-        return f"part-{self.version + 1:010d}-{number:03d}-{_tag(columns)}.parquet"
+    def stem(self, number: int, columns: Sequence[str]) -> str:
+        """Beginning of the name of the next commit's data file. It tells which columns the file has."""
+        return f"part-{self.version + 1:010d}-{number:03d}-{_tag(columns)}"
 
-    def commit(self, written: Sequence[tuple[str, str, Written]], offsets: Offsets, now_us: int) -> None:
+    def hour_directory(self, hour: str) -> Path:
+        """Where the files of one hour of arrival lie."""
+        return self.directory / f"{HOUR}={hour}"
+
+    def commit(self, written: Sequence[tuple[str, Written]], offsets: Offsets, now_us: int) -> None:
         """Adds files and moves the offsets, in one transaction, durably.
 
-        written: (hour, file name, what was written) of files below `directory/hour=<hour>/`
+        written: (hour, what was written into its directory)
         raises:  StoreError; then either nothing was committed or all of it: `offsets` tells
         """
         adds = [
             AddAction(
-                path=f"{HOUR}={hour}/{name}",
+                path=f"{HOUR}={hour}/{file.name}",
                 size=file.size,
                 partition_values={HOUR: hour},
                 modification_time=now_us // 1000,
                 data_change=True,
                 stats=file.stats,
             )
-            for hour, name, file in written
+            for hour, file in written
         ]
         properties = CommitProperties(
             custom_metadata={_ACTIONS: str(len(adds) + len(offsets))},
             app_transactions=[Transaction(f"log/{p}", offset) for p, offset in enumerate(offsets)],
         )
         with self._errors("committing to"):
-            self._settle()
+            self.settle()
             before = self.version
             try:
                 self._table.create_write_transaction(
@@ -157,7 +162,7 @@ class StoredTable:
                 self._table.update_incremental()
             self._unsettled = self._commit_file(self.version)
             if self.version == before + 1:
-                self.files += tuple(self._data_file(hour, name, file) for hour, name, file in written)
+                self.files += tuple(self._data_file(hour, file) for hour, file in written)
             else:
                 self._load()
             self._sync(self._unsettled)
@@ -165,8 +170,21 @@ class StoredTable:
             if self.version % CHECKPOINT_COMMITS == 0:
                 self._checkpoint()
 
+    def settle(self) -> None:
+        """Makes an earlier commit durable whose fsync failed. raises: StoreError"""
+        if self._unsettled is not None:
+            with self._errors("settling"):
+                durable.rewrite(self._unsettled)
+            self._unsettled = None
+
     def _create(self, columns: Sequence[Column]) -> None:
         if self.directory.exists():
+            # The table's first transaction is fsynced before any data file is begun.
+            if any(self.directory.glob(f"{HOUR}=*/*.parquet")):
+                raise StoreError(
+                    f"table {self.name!r}: {self.directory} holds data files but no transaction log; restore _delta_log"
+                    " from a copy, or move the directory away to begin anew"
+                )
             durable.remove(self.directory)
         durable.make_directory(self.directory)
         schema = pa.schema([*((c.name, c.type.arrow) for c in columns), (HOUR, pa.string())])
@@ -217,8 +235,8 @@ class StoredTable:
                     f"table {self.name!r}: its file {row['path']} has {size} bytes, committed were {row['size_bytes']};"
                     " restore it from a copy"
                 )
-            tag = path.stem.rpartition("-")[2]
-            tag = tag if path.name.startswith("part-") and len(tag) == 8 else path.name
+            match = _DATA_FILE.fullmatch(path.name)
+            tag = match[1] if match else path.name
             if tag not in columns_of:
                 columns_of[tag] = frozenset(pq.read_schema(path).names)
             found.append(
@@ -232,14 +250,14 @@ class StoredTable:
                     row.get("max.revision") or 0,
                 )
             )
-        self.files = tuple(found)
+        self.files = tuple(sorted(found, key=lambda file: file.path.name))
 
-    def _data_file(self, hour: str, name: str, file: Written) -> DataFile:
+    def _data_file(self, hour: str, file: Written) -> DataFile:
         stats = json.loads(file.stats)
         low, high = (_micros(stats[bound].get("ts")) for bound in ("minValues", "maxValues"))
         columns = frozenset(stats["nullCount"])
         revision = stats["maxValues"].get("revision", 0)
-        path = self.directory / f"{HOUR}={hour}" / name
+        path = self.hour_directory(hour) / file.name
         return DataFile(path, file.rows, file.size, columns, low, high, revision)
 
     def _remove_orphans(self) -> None:
@@ -252,12 +270,6 @@ class StoredTable:
                     self.messages.append(
                         f"table {self.name!r}: removed {hour.name}/{path.name}, which a stop had left before its commit"
                     )
-
-    def _settle(self) -> None:
-        """Makes an earlier commit durable whose fsync failed."""
-        if self._unsettled is not None:
-            durable.rewrite(self._unsettled)
-            self._unsettled = None
 
     def _sync(self, commit: Path) -> None:
         durable.sync_file(commit)
