@@ -1,0 +1,78 @@
+"""What any store owes its users. The embedded store is the first implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from headwater.records import Column, Offsets, Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table as the API shows it.
+
+    columns:       as SQL sees them, in their order
+    rows_stored:   rows ever committed to files (from offsets, so a later deletion does not lower it)
+    rows_tail:     rows read from the log and not yet in a file
+    files, bytes:  of the committed data files
+    flushed_at_us: when the last file of this process was committed, microseconds UTC; None: none yet
+    path:          where the open table lies; empty where the store has no files
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    rows_stored: int
+    rows_tail: int
+    files: int
+    bytes: int
+    flushed_at_us: int | None
+    path: str
+
+
+class Store(Protocol):
+    """Tables of streams and queries, fed from the log, read by SQL. All methods may be called from any thread."""
+
+    def create(self, schema: Schema, latest_by: tuple[str, ...] = ()) -> None:
+        """Makes the table of that stream exist, empty at first; again with more columns: they are added.
+
+        schema:    registered in the log before
+        latest_by: for a query's result: SQL sees, per value of these columns, only the row with the highest
+                   `revision` (0 for the first), and not the column `revision`
+        raises:    StoreError; LogError when the log no longer holds rows that the table still needs
+        """
+
+    def step(self) -> bool:
+        """Takes what is new in the log and commits what is due; False when there was nothing to do. Never waits."""
+
+    def flush(self) -> None:
+        """Commits every row taken so far, in whatever amount."""
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> pa.Table:
+        """The result of one read-only SELECT over the tables of this store.
+
+        Every row that was acknowledged before the call is in the answer, and all tables of one query are read
+        at one point: no row twice, none missing. Timestamps are microseconds in UTC.
+
+        params:  values of `?` in their order, or of $1, $2, ...
+        raises:  SqlError (not accepted, or failed, with position where known), QueryLimitError (time, rows,
+                 memory), StoreError (a stored file is damaged: names it)
+        """
+
+    def stored(self, stream: int) -> Offsets:
+        """Where the committed rows of a stream end, per partition."""
+
+    def visible(self, stream: int) -> Offsets:
+        """Where the rows that a query now sees without reading the log end, per partition; >= stored."""
+
+    def tables(self) -> list[Table]:
+        """All tables, by name."""
+
+    def messages(self) -> list[str]:
+        """What opening repaired, one line each, for the operator."""
+
+    def close(self) -> None:
+        """Ends running queries. Rows not yet flushed stay in the log, from where the next start takes them."""

@@ -1,0 +1,392 @@
+"""One open Delta Lake table on the local disk: its transactions, what a crash leaves of them, and its files.
+
+A commit adds data files and, in the same transaction, the log offsets they reach (Delta application transactions
+`log/<partition>`), so rows and offsets are never apart. deltalake writes a commit but does not fsync it; here a commit
+counts only once its file and directory are fsynced. Only this process writes the table; any program may read it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Field, PostCommitHookProperties, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.schema import PrimitiveType
+from deltalake.transaction import AddAction
+
+from headwater.errors import StoreError
+from headwater.records import Column, ColumnType, Offsets
+from headwater.store import durable
+from headwater.store.parquet import Written
+
+#: Partition column: the hour in which rows arrived, UTC, such as 2026-11-23T22.
+HOUR: Final = "hour"
+
+#: Commits between two checkpoints of the transaction log. Ours; Delta's own default too.
+CHECKPOINT_COMMITS: Final = 100
+
+#: Property of our commits: how many actions follow the commitInfo line, so that a cut between two lines shows.
+_ACTIONS: Final = "headwater.actions"
+
+_COMMIT: Final = re.compile(r"(\d{20})\.json")
+_CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_DATA_FILE: Final = re.compile(r"part-\d{10}-\d{3}-([0-9a-f]{8})-[0-9a-f]{8}\.parquet")
+_NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+_DELTA_TYPE: Final = {
+    ColumnType.DOUBLE: "double",
+    ColumnType.BIGINT: "long",
+    ColumnType.BOOLEAN: "boolean",
+    ColumnType.STRING: "string",
+    ColumnType.TIMESTAMP: "timestamp",
+    ColumnType.BINARY: "binary",
+}
+_COLUMN_TYPE: Final = {delta: type_ for type_, delta in _DELTA_TYPE.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A committed file.
+
+    path:           absolute
+    columns:        names of the columns it holds; a column declared later is absent
+    low_us:         least `ts`, microseconds UTC; None: unknown
+    high_us:        greatest `ts`
+    high_revision:  greatest `revision` of a query's result; 0 where there is no such column
+    """
+
+    path: Path
+    rows: int
+    size: int
+    columns: frozenset[str]
+    low_us: int | None
+    high_us: int | None
+    high_revision: int
+
+
+class StoredTable:
+    """A table in `directory`; made when it is not there, repaired when a crash has torn its end.
+
+    raises: StoreError when what is on disk is damaged in a way that no crash of ours explains
+    """
+
+    def __init__(self, directory: Path, name: str, columns: Sequence[Column]) -> None:
+        self.directory = directory
+        self.name = name
+        self.messages: list[str] = []
+        self.files: tuple[DataFile, ...] = ()
+        self._log = directory / "_delta_log"
+        self._unsettled: Path | None = None
+        with self._errors("opening"):
+            if not _recover(self._log, self.messages):
+                self._create(columns)
+            self._table = DeltaTable(str(directory))
+            # A commit may have been read back from memory before it reached the disk.
+            durable.sync_file(self._commit_file(self._table.version()))
+            durable.sync_directory(self._log)
+            self._evolve(columns)
+            self._load()
+            self._remove_orphans()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns ever declared, in the order of their declaration, without the hour."""
+        return tuple(
+            Column(field.name, _COLUMN_TYPE[str(field.type.type)])
+            for field in self._table.schema().fields
+            if field.name != HOUR
+        )
+
+    @property
+    def version(self) -> int:
+        """Number of the last transaction."""
+        return self._table.version()
+
+    def offsets(self, partitions: int) -> Offsets | None:
+        """Where the committed rows end; None before the first commit."""
+        found = [self._table.transaction_version(f"log/{partition}") for partition in range(partitions)]
+        return None if all(offset is None for offset in found) else tuple(offset or 0 for offset in found)
+
+    def stem(self, number: int, columns: Sequence[str]) -> str:
+        """Beginning of the name of the next commit's data file. It tells which columns the file has."""
+        return f"part-{self.version + 1:010d}-{number:03d}-{_tag(columns)}"
+
+    def hour_directory(self, hour: str) -> Path:
+        """Where the files of one hour of arrival lie."""
+        return self.directory / f"{HOUR}={hour}"
+
+    def commit(self, written: Sequence[tuple[str, Written]], offsets: Offsets, now_us: int) -> None:
+        """Adds files and moves the offsets, in one transaction, durably.
+
+        written: (hour, what was written into its directory)
+        raises:  StoreError; then either nothing was committed or all of it: `offsets` tells
+        """
+        adds = [
+            AddAction(
+                path=f"{HOUR}={hour}/{file.name}",
+                size=file.size,
+                partition_values={HOUR: hour},
+                modification_time=now_us // 1000,
+                data_change=True,
+                stats=file.stats,
+            )
+            for hour, file in written
+        ]
+        properties = CommitProperties(
+            custom_metadata={_ACTIONS: str(len(adds) + len(offsets))},
+            app_transactions=[Transaction(f"log/{p}", offset) for p, offset in enumerate(offsets)],
+        )
+        with self._errors("committing to"):
+            self.settle()
+            before = self.version
+            try:
+                self._table.create_write_transaction(
+                    adds,
+                    "append",
+                    self._table.schema(),
+                    [HOUR],
+                    commit_properties=properties,
+                    post_commithook_properties=_NO_HOOKS,
+                )
+            finally:
+                # Also after an error: it may have come after the commit.
+                self._table.update_incremental()
+            self._unsettled = self._commit_file(self.version)
+            if self.version == before + 1:
+                self.files += tuple(self._data_file(hour, file) for hour, file in written)
+            else:
+                self._load()
+            self._sync(self._unsettled)
+            self._unsettled = None
+            if self.version % CHECKPOINT_COMMITS == 0:
+                self._checkpoint()
+
+    def settle(self) -> None:
+        """Makes an earlier commit durable whose fsync failed. raises: StoreError"""
+        if self._unsettled is not None:
+            with self._errors("settling"):
+                durable.rewrite(self._unsettled)
+            self._unsettled = None
+
+    def _create(self, columns: Sequence[Column]) -> None:
+        if self.directory.exists():
+            # The table's first transaction is fsynced before any data file is begun.
+            if any(self.directory.glob(f"{HOUR}=*/*.parquet")):
+                raise StoreError(
+                    f"table {self.name!r}: {self.directory} holds data files but no transaction log; restore _delta_log"
+                    " from a copy, or move the directory away to begin anew"
+                )
+            durable.remove(self.directory)
+        durable.make_directory(self.directory)
+        schema = pa.schema([*((c.name, c.type.arrow) for c in columns), (HOUR, pa.string())])
+        # Metadata lies beside each commit; 30 days is Delta's own default.
+        DeltaTable.create(
+            str(self.directory),
+            schema,
+            partition_by=[HOUR],
+            name=self.name,
+            configuration={"delta.checkpointInterval": str(CHECKPOINT_COMMITS)},
+            commit_properties=CommitProperties(custom_metadata={_ACTIONS: "2"}),
+        )
+        durable.sync_file(self._commit_file(0))
+        durable.sync_directory(self._log)
+        durable.sync_directory(self.directory)
+
+    def _evolve(self, columns: Sequence[Column]) -> None:
+        known = {column.name: column.type for column in self.columns}
+        for column in columns:
+            if known.get(column.name, column.type) is not column.type:
+                raise StoreError(
+                    f"table {self.name!r}: column {column.name!r} is stored as {known[column.name]} and now declared"
+                    f" {column.type}; a column never changes type, so give the new one another name"
+                )
+        new = [column for column in columns if column.name not in known]
+        if new:
+            self._table.alter.add_columns(
+                [Field(column.name, PrimitiveType(_DELTA_TYPE[column.type]), nullable=True) for column in new],
+                commit_properties=CommitProperties(custom_metadata={_ACTIONS: "1"}),
+                post_commithook_properties=_NO_HOOKS,
+            )
+            self._table.update_incremental()
+            self._sync(self._commit_file(self.version))
+
+    def _load(self) -> None:
+        """Reads the list of files from the table, and checks that each is there in its full size."""
+        actions = pa.table(self._table.get_add_actions(flatten=True))
+        columns_of: dict[str, frozenset[str]] = {}
+        found = []
+        for row in actions.to_pylist():
+            path = self.directory / row["path"]
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise StoreError(f"table {self.name!r}: its file {row['path']} is missing; restore it from a copy") from None
+            if size != row["size_bytes"]:
+                raise StoreError(
+                    f"table {self.name!r}: its file {row['path']} has {size} bytes, committed were {row['size_bytes']};"
+                    " restore it from a copy"
+                )
+            match = _DATA_FILE.fullmatch(path.name)
+            tag = match[1] if match else path.name
+            if tag not in columns_of:
+                columns_of[tag] = frozenset(pq.read_schema(path).names)
+            found.append(
+                DataFile(
+                    path,
+                    row["num_records"],
+                    size,
+                    columns_of[tag],
+                    _micros(row.get("min.ts")),
+                    _micros(row.get("max.ts")),
+                    row.get("max.revision") or 0,
+                )
+            )
+        self.files = tuple(sorted(found, key=lambda file: file.path.name))
+
+    def _data_file(self, hour: str, file: Written) -> DataFile:
+        stats = json.loads(file.stats)
+        low, high = (_micros(stats[bound].get("ts")) for bound in ("minValues", "maxValues"))
+        columns = frozenset(stats["nullCount"])
+        revision = stats["maxValues"].get("revision", 0)
+        path = self.hour_directory(hour) / file.name
+        return DataFile(path, file.rows, file.size, columns, low, high, revision)
+
+    def _remove_orphans(self) -> None:
+        """Data files that no transaction names: written before a crash, their rows are still in the log."""
+        known = {file.path for file in self.files}
+        for hour in self.directory.glob(f"{HOUR}=*"):
+            for path in hour.iterdir():
+                if path not in known and (path.name.endswith(".tmp") or path.name.startswith("part-")):
+                    durable.remove(path)
+                    self.messages.append(
+                        f"table {self.name!r}: removed {hour.name}/{path.name}, which a stop had left before its commit"
+                    )
+
+    def _sync(self, commit: Path) -> None:
+        durable.sync_file(commit)
+        durable.sync_directory(self._log)
+
+    def _checkpoint(self) -> None:
+        self._table.create_checkpoint()
+        self._sync(self._log / f"{self.version:020d}.checkpoint.parquet")
+        durable.sync_file(self._log / "_last_checkpoint")
+        # Only now: commits older than Delta's retention may go, the checkpoint holds what they said.
+        self._table.cleanup_metadata()
+
+    def _commit_file(self, version: int) -> Path:
+        return self._log / f"{version:020d}.json"
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Any:
+        try:
+            yield
+        except (OSError, DeltaError, pa.ArrowException) as error:
+            raise StoreError(f"{doing} table {self.name!r}: {error}") from error
+
+
+def _recover(log: Path, messages: list[str]) -> bool:
+    """Removes a transaction, or a checkpoint, that a power cut has torn at the end of the log.
+
+    Only the last one can be torn: each is fsynced before the next one begins.
+
+    returns: whether there is a table
+    raises:  StoreError for a damaged transaction below a good one
+    """
+    if not log.is_dir():
+        return False
+    for stray in log.glob("*.tmp*"):
+        durable.remove(stray)
+    name = log.parent.name
+    checkpoint = _recover_checkpoint(log, messages)
+    versions = sorted(int(match[1]) for path in log.iterdir() if (match := _COMMIT.fullmatch(path.name)))
+    # Transactions up to the checkpoint are not read any more.
+    damaged = [
+        (version, fault)
+        for version in versions
+        if version > checkpoint and (fault := _fault(log / f"{version:020d}.json"))
+    ]
+    if damaged:
+        version, fault = damaged[0]
+        path = log / f"{version:020d}.json"
+        if version != versions[-1]:
+            raise StoreError(
+                f"table {name!r}: transaction {path.name} is damaged ({fault}) and later ones follow it, so this is"
+                " no torn end but corruption; restore the file from a copy"
+            )
+        durable.remove(path)
+        versions.pop()
+        messages.append(f"table {name!r}: removed transaction {version}, torn at the end of its log ({fault})")
+    return bool(versions) or checkpoint >= 0
+
+
+def _recover_checkpoint(log: Path, messages: list[str]) -> int:
+    """Version of the newest readable checkpoint, -1 for none; an unreadable newest one is removed."""
+    last = log / "_last_checkpoint"
+    if last.exists():
+        try:
+            json.loads(last.read_bytes())["version"]
+        except (ValueError, KeyError, TypeError):
+            # A hint for readers only: the directory shows the checkpoints as well.
+            durable.remove(last)
+            messages.append(f"table {log.parent.name!r}: removed a torn _last_checkpoint; the checkpoints are still there")
+    while found := [int(m[1]) for path in log.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))]:
+        version = max(found)
+        path = log / f"{version:020d}.checkpoint.parquet"
+        try:
+            pq.read_table(path)
+            return version
+        except (OSError, pa.ArrowException):
+            below = max((other for other in found if other < version), default=-1)
+            if not all((log / f"{commit:020d}.json").exists() for commit in range(below + 1, version + 1)):
+                raise StoreError(
+                    f"table {log.parent.name!r}: checkpoint {path.name} is damaged and the transactions that it sums up"
+                    " are no longer there; restore it from a copy"
+                ) from None
+            last.unlink(missing_ok=True)
+            durable.remove(path)
+            messages.append(f"table {log.parent.name!r}: removed checkpoint {version}, torn at the end of its log")
+    return -1
+
+
+def _fault(commit: Path) -> str | None:
+    """What is wrong with a transaction file, None when it is whole."""
+    lines = commit.read_bytes().splitlines()
+    if not lines:
+        return "empty"
+    try:
+        actions = [json.loads(line) for line in lines if line.strip()]
+    except ValueError:
+        return "not JSON"
+    if not all(isinstance(action, dict) for action in actions):
+        return "not a list of actions"
+    info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    expected = info.get(_ACTIONS)
+    if expected is not None and int(expected) != len(actions) - 1:
+        return f"{len(actions) - 1} of {expected} actions"
+    return None
+
+
+def _tag(columns: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(columns).encode()).hexdigest()[:8]
+
+
+def _micros(value: object) -> int | None:
+    """Microseconds since the epoch of a bound, as deltalake gives it or as the statistics have it."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if not isinstance(value, datetime):
+        return None
+    value = value if value.tzinfo else value.replace(tzinfo=UTC)
+    whole = value - datetime(1970, 1, 1, tzinfo=UTC)
+    return (whole.days * 86_400 + whole.seconds) * 1_000_000 + whole.microseconds
+
+

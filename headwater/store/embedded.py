@@ -1,0 +1,389 @@
+"""The embedded store: Delta Lake tables on the local disk, and DuckDB over their files and the log's tail.
+
+Way of a row: log -> tail (in memory) -> sorted Parquet file -> Delta transaction with the log offsets -> only then may the
+log forget it. A query reads the committed files and the tail under one lock-protected snapshot, so that a flush beside
+it neither doubles nor hides a row.
+
+Locks, in the order in which they may be taken: `_flushing` (one flush at a time, held while it writes), then `_lock`
+(tails and lists of files, held for short).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headwater.config import QuerySettings, StoreSettings
+from headwater.errors import NotFoundError, StoreError
+from headwater.log.base import Log
+from headwater.records import Column, ColumnType, Offsets, Schema
+from headwater.store import durable, guard, parquet, prune
+from headwater.store.base import Table
+from headwater.store.connections import Connections, Query
+from headwater.store.delta import DataFile, StoredTable
+from headwater.store.tail import Tail
+
+#: Name of the store among the log's readers.
+READER: Final = "store"
+
+#: Rows taken from the log at a time, while queries wait for the lock. Ours.
+_READ_ROWS: Final = 262_144
+
+_HOUR_US: Final = 3_600_000_000
+
+_SQL_TYPE: Final = {
+    ColumnType.DOUBLE: "DOUBLE",
+    ColumnType.BIGINT: "BIGINT",
+    ColumnType.BOOLEAN: "BOOLEAN",
+    ColumnType.STRING: "VARCHAR",
+    ColumnType.TIMESTAMP: "TIMESTAMP WITH TIME ZONE",
+    ColumnType.BINARY: "BLOB",
+}
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One table. `files` and `tail` change together, under the store's lock."""
+
+    schema: Schema
+    latest_by: tuple[str, ...]
+    stored: StoredTable
+    tail: Tail
+    files: tuple[DataFile, ...]
+    held: Offsets
+    flushed_at: int | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The declared columns, then those that only older files have."""
+        declared = {column.name for column in self.schema.columns}
+        return self.schema.columns + tuple(c for c in self.stored.columns if c.name not in declared)
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """The columns that SQL sees."""
+        return tuple(c for c in self.columns if not (self.latest_by and c.name == "revision"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What one query sees of one table."""
+
+    entry: _Entry
+    files: tuple[DataFile, ...]
+    tail: pa.Table = field(repr=False)
+
+
+class EmbeddedStore:
+    """`store.base.Store` in `directory`, fed from `log`.
+
+    clock:  microseconds UTC
+    raises: OSError when the directory cannot be made
+    """
+
+    def __init__(
+        self, log: Log, directory: Path, settings: StoreSettings, query: QuerySettings, clock: Callable[[], int]
+    ) -> None:
+        self._log = log
+        self._directory = directory.absolute() / "tables"
+        self._settings = settings
+        self._clock = clock
+        self._flushing = threading.Lock()
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._messages: list[str] = []
+        #: Files whose bytes this process has seen to be whole.
+        self._verified: set[Path] = set()
+        durable.make_directory(self._directory)
+        self._connections = Connections(self._directory, query)
+
+    def create(self, schema: Schema, latest_by: tuple[str, ...] = ()) -> None:
+        with self._flushing, self._lock:
+            stored = StoredTable(self._directory / schema.name, schema.name, schema.columns)
+            self._messages += stored.messages
+            start = self._log.start(schema.stream)
+            offsets = stored.offsets(len(start))
+            if offsets is None:
+                offsets = start
+                if any(start):
+                    self._messages.append(
+                        f"table {schema.name!r} is new and begins at offsets {start}: the log no longer has the rows before"
+                    )
+            # Also when the table is known: its unflushed rows are read again, with the new columns.
+            tail = Tail(schema, self._log.reader(schema.stream, offsets), offsets)
+            self._log.hold(READER, schema.stream, offsets)
+            self._entries[schema.name] = _Entry(schema, latest_by, stored, tail, stored.files, offsets)
+
+    def step(self) -> bool:
+        did = False
+        for entry in self._all():
+            while True:
+                with self._lock:
+                    taken = 0 if self._full(entry) else entry.tail.read(_READ_ROWS, self._clock())
+                did |= taken > 0
+                if not taken:
+                    break
+        return self._flush_due() or did
+
+    def flush(self) -> None:
+        with self._flushing:
+            for entry in self._all():
+                self._flush(entry)
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> pa.Table:
+        with self._connections.borrow() as query:
+            checked = guard.check(query.cursor, sql, self._entries.keys())
+            # One transaction, so that now() means the same when files are chosen and when rows are.
+            query.cursor.begin()
+            snapshots = self._snapshot(checked.tables)
+            if any(len(snapshot.files) > 1 for snapshot in snapshots):
+                try:
+                    spans = prune.spans(query.cursor, checked, params)
+                except duckdb.Error:
+                    # The query itself will say what is wrong with the constant.
+                    query.cursor.rollback()
+                    query.cursor.begin()
+                    spans = {}
+            else:
+                spans = {}
+            for snapshot in snapshots:
+                name = snapshot.entry.schema.name
+                files = _within(snapshot, spans.get(name, prune.ALL))
+                self._verify(snapshot.entry, files)
+                _create_view(query, snapshot, files)
+            return query.run(checked, params)
+
+    def stored(self, stream: int) -> Offsets:
+        return self._of(stream).held
+
+    def visible(self, stream: int) -> Offsets:
+        with self._lock:
+            return self._of(stream).tail.offsets
+
+    def tables(self) -> list[Table]:
+        with self._lock:
+            return [
+                Table(
+                    name=name,
+                    columns=entry.shown,
+                    rows_stored=sum(entry.held),
+                    rows_tail=entry.tail.rows,
+                    files=len(entry.files),
+                    bytes=sum(file.size for file in entry.files),
+                    flushed_at_us=entry.flushed_at,
+                    path=str(entry.stored.directory),
+                )
+                for name, entry in sorted(self._entries.items())
+            ]
+
+    def messages(self) -> list[str]:
+        return list(self._messages)
+
+    def close(self) -> None:
+        self._connections.close()
+        with self._flushing, self._lock:
+            self._entries.clear()
+
+    def _all(self) -> list[_Entry]:
+        with self._lock:
+            return list(self._entries.values())
+
+    def _of(self, stream: int) -> _Entry:
+        for entry in list(self._entries.values()):
+            if entry.schema.stream == stream:
+                return entry
+        raise NotFoundError(f"the store has no table of stream {stream}; create it first")
+
+    # Flush
+
+    def _full(self, entry: _Entry) -> bool:
+        """Whether the tail must be flushed before it takes more. Under `_lock`."""
+        if entry.tail.waiting >= self._settings.flush_rows:
+            return True
+        return sum(each.tail.bytes for each in self._entries.values()) >= self._settings.flush_bytes
+
+    def _flush_due(self) -> bool:
+        """Flushes what has reached a bound in rows, bytes or time."""
+        did = False
+        with self._flushing:
+            now = self._clock()
+            entries = sorted(self._all(), key=lambda entry: -entry.tail.bytes)
+            for entry in entries:
+                self._settle(entry)
+                with self._lock:
+                    since = entry.tail.since
+                    late = since is not None and now - since >= self._settings.flush_interval
+                    due = since is not None and (late or self._full(entry))
+                if due:
+                    self._flush(entry)
+                    did = True
+        return did
+
+    def _flush(self, entry: _Entry) -> None:
+        """Commits the rows of the tail. Under `_flushing`. raises: StoreError; the rows are then still in the tail"""
+        self._settle(entry)
+        now = self._clock()
+        with self._lock:
+            rows, offsets = entry.tail.freeze()
+        if not rows.num_rows:
+            return
+        stored, key = entry.stored, entry.schema.key
+        try:
+            written = []
+            for number, (hour, part) in enumerate(_by_hour(rows, now)):
+                stem = stored.stem(number, part.column_names)
+                written.append((hour, parquet.write(stored.hour_directory(hour), stem, part, key)))
+            stored.commit(written, offsets, now)
+        except BaseException as error:
+            with self._lock:
+                if stored.offsets(len(offsets)) == offsets:
+                    # The error came after the commit: the rows are in the table, though perhaps not yet on disk.
+                    entry.files = stored.files
+                    entry.tail.drop()
+                else:
+                    entry.tail.thaw(now)
+            if isinstance(error, (OSError, pa.ArrowException)):
+                raise StoreError(f"writing {rows.num_rows} rows of table {entry.schema.name!r}: {error}") from error
+            raise
+        with self._lock:
+            self._verified.update(file.path for file in stored.files[len(entry.files) :])
+            entry.files = stored.files
+            entry.tail.drop()
+            entry.flushed_at = now
+        self._hold(entry, offsets)
+
+    def _settle(self, entry: _Entry) -> None:
+        """Finishes a commit whose fsync failed."""
+        offsets = entry.stored.offsets(len(entry.held))
+        if offsets is not None and offsets != entry.held:
+            entry.stored.settle()
+            self._hold(entry, offsets)
+
+    def _hold(self, entry: _Entry, offsets: Offsets) -> None:
+        """The log may forget rows below `offsets`. Only after the commit that holds them is on disk."""
+        self._log.hold(READER, entry.schema.stream, offsets)
+        entry.held = offsets
+
+    # Query
+
+    def _snapshot(self, names: frozenset[str]) -> list[_Snapshot]:
+        """Files and tails of these tables at one point, which is not before now."""
+        entries = [self._entries[name] for name in sorted(names)]
+        ends = [self._log.end(entry.schema.stream) for entry in entries]
+        while True:
+            with self._lock:
+                if all(self._catch_up(entry, end) for entry, end in zip(entries, ends, strict=True)):
+                    return [_Snapshot(entry, entry.files, entry.tail.table()) for entry in entries]
+            self._flush_due()
+
+    def _catch_up(self, entry: _Entry, end: Offsets) -> bool:
+        """Reads the log up to `end`; False when the tail is full before. Under `_lock`."""
+        while any(at < target for at, target in zip(entry.tail.offsets, end, strict=True)):
+            if self._full(entry):
+                return False
+            if not entry.tail.read(_READ_ROWS, self._clock()):
+                raise StoreError(
+                    f"reading the log for table {entry.schema.name!r}: nothing after {entry.tail.offsets}, though it ends at {end}"
+                )
+        return True
+
+    def _verify(self, entry: _Entry, files: Sequence[DataFile]) -> None:
+        """Looks at the checksum of a file before this process first uses it. raises: StoreError"""
+        for file in files:
+            if file.path in self._verified:
+                continue
+            try:
+                whole = parquet.verify(file.path)
+            except OSError as error:
+                raise StoreError(f"table {entry.schema.name!r}: reading {file.path.name}: {error.strerror}") from error
+            if not whole:
+                raise StoreError(
+                    f"table {entry.schema.name!r}: file {file.path.parent.name}/{file.path.name} is damaged: its bytes do not"
+                    " match the checksum in its name; restore it from a copy"
+                )
+            self._verified.add(file.path)
+
+
+def _by_hour(rows: pa.Table, now_us: int) -> Iterator[tuple[str, pa.Table]]:
+    """Rows by the hour in which they arrived: `received_at`, and where there is none, now.
+
+    By arrival and not by event time, so that neither a backfill nor a lying clock decides the number of files.
+    """
+    if "received_at" not in rows.column_names:
+        yield _hour(now_us // _HOUR_US), rows
+        return
+    arrived = pc.fill_null(rows["received_at"].cast(pa.int64()), now_us).to_numpy()
+    hours = arrived // _HOUR_US
+    if (distinct := np.unique(hours)).size == 1:
+        yield _hour(int(distinct[0])), rows
+        return
+    for hour in distinct:
+        yield _hour(int(hour)), rows.filter(pa.array(hours == hour))
+
+
+def _hour(number: int) -> str:
+    """Hour since the epoch as a partition value.
+
+    >>> _hour(498_694)
+    '2026-11-21T22'
+    """
+    return parquet.iso(number * _HOUR_US)[:13]
+
+
+def _within(snapshot: _Snapshot, span: prune.Span) -> list[DataFile]:
+    """The files that may hold rows with `ts` in the span."""
+    low, high = span
+    latest_by = snapshot.entry.latest_by
+    if latest_by and not {"ts", "window_end"} & set(latest_by):
+        # A newer revision of the same row could lie outside the span.
+        return list(snapshot.files)
+    return [
+        file
+        for file in snapshot.files
+        if not (low is not None and file.high_us is not None and file.high_us < low)
+        and not (high is not None and file.low_us is not None and file.low_us > high)
+    ]
+
+
+def _create_view(query: Query, snapshot: _Snapshot, files: Sequence[DataFile]) -> None:
+    """Makes the table visible to the query as one view over its files and its tail."""
+    entry = snapshot.entry
+    name = entry.schema.name
+    groups: dict[frozenset[str], list[Path]] = {}
+    for file in files:
+        groups.setdefault(file.columns, []).append(file.path)
+    parts = [
+        f"SELECT {_select(entry.columns, columns)} FROM read_parquet([{_quoted(paths)}], hive_partitioning = false)"
+        for columns, paths in groups.items()
+    ]
+    tail = f"_tail_{name}"
+    parts.append(f'SELECT {_select(entry.columns, frozenset(snapshot.tail.column_names))} FROM "{tail}"')
+    union = " UNION ALL ".join(parts)
+    if entry.latest_by:
+        shown = ", ".join(f'"{column.name}"' for column in entry.shown)
+        # Most tables never see an amended window; then every row is the latest of its key.
+        newest = ""
+        if max([file.high_revision for file in files], default=0) or (pc.max(snapshot.tail["revision"]).as_py() or 0):
+            keys = ", ".join(f'"{column}"' for column in entry.latest_by)
+            newest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY revision DESC) = 1"
+        union = f"SELECT {shown} FROM ({union}){newest}"
+    query.view(name, union, {tail: snapshot.tail})
+
+
+def _select(columns: Sequence[Column], held: frozenset[str]) -> str:
+    return ", ".join(
+        f'"{column.name}"' if column.name in held else f'CAST(NULL AS {_SQL_TYPE[column.type]}) AS "{column.name}"'
+        for column in columns
+    )
+
+
+def _quoted(paths: Sequence[Path]) -> str:
+    return ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)

@@ -1,0 +1,167 @@
+"""Which span of event time a query can touch, so that files outside it are not opened.
+
+Conservative: a condition that is not understood prunes nothing. A span is taken only from the WHERE of a SELECT whose FROM
+is our table alone; the spans of several mentions of a table are joined to one that covers them all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import duckdb
+
+from headwater.store.guard import Checked
+
+#: Span of microseconds since the epoch, both ends included; None: open on that side.
+Span = tuple[int | None, int | None]
+
+ALL: Final[Span] = (None, None)
+
+_FLIP: Final = {
+    "COMPARE_LESSTHAN": "COMPARE_GREATERTHAN",
+    "COMPARE_LESSTHANOREQUALTO": "COMPARE_GREATERTHANOREQUALTO",
+    "COMPARE_GREATERTHAN": "COMPARE_LESSTHAN",
+    "COMPARE_GREATERTHANOREQUALTO": "COMPARE_LESSTHANOREQUALTO",
+    "COMPARE_EQUAL": "COMPARE_EQUAL",
+}
+
+#: Functions whose value is the same all through a transaction; the caller keeps one open.
+_CONSTANT: Final = frozenset(
+    "now get_current_timestamp current_date today transaction_timestamp + - * timezone date_trunc make_timestamptz "
+    "make_timestamp to_timestamp to_microseconds to_milliseconds to_seconds to_minutes to_hours to_days to_weeks to_months "
+    "to_years epoch_ms trunc".split()
+)
+
+
+def spans(
+    connection: duckdb.DuckDBPyConnection, checked: Checked, params: Sequence[object]
+) -> Mapping[str, Span]:
+    """Per table of the query the span of `ts` outside which no row can matter.
+
+    connection: the one that will run the query, in the same transaction (so that now() is the same)
+    raises:     duckdb.Error when a constant cannot be computed; the transaction may then be aborted
+    """
+    found: dict[str, list[Span]] = {}
+    _walk(connection, checked.tree, params, found)
+    mentions = {name: _hull(each) for name, each in found.items()}
+    return {name: mentions.get(name, ALL) for name in checked.tables}
+
+
+def _walk(connection: duckdb.DuckDBPyConnection, tree: Any, params: Sequence[object], found: dict[str, list[Span]]) -> None:
+    # What is found twice, once alone and once as part of a join, is joined with ALL and so not pruned.
+    stack = [tree]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, list):
+            stack.extend(part)
+        if not isinstance(part, dict):
+            continue
+        source = part.get("from_table")
+        if part.get("type") == "SELECT_NODE" and isinstance(source, dict) and source.get("type") == "BASE_TABLE":
+            name = source["table_name"].lower()
+            names = {name, (source.get("alias") or name).lower()}
+            renamed = bool(source.get("column_name_alias"))
+            span = ALL if renamed else _where(connection, part.get("where_clause"), names, params)
+            found.setdefault(name, []).append(span)
+            stack.extend(value for key, value in part.items() if key != "from_table")
+            continue
+        if part.get("type") == "BASE_TABLE":
+            found.setdefault(part["table_name"].lower(), []).append(ALL)
+        stack.extend(part.values())
+
+
+def _where(connection: duckdb.DuckDBPyConnection, where: Any, names: set[str], params: Sequence[object]) -> Span:
+    low: int | None = None
+    high: int | None = None
+    for kind, value in _bounds(where, names):
+        at = _evaluate(connection, value, params)
+        if at is None:
+            continue
+        # `<` and `<=` alike: a file that touches the bound is opened, the condition itself is DuckDB's.
+        if kind in ("COMPARE_GREATERTHAN", "COMPARE_GREATERTHANOREQUALTO", "COMPARE_EQUAL"):
+            low = at if low is None else max(low, at)
+        if kind in ("COMPARE_LESSTHAN", "COMPARE_LESSTHANOREQUALTO", "COMPARE_EQUAL"):
+            high = at if high is None else min(high, at)
+    return low, high
+
+
+def _bounds(where: Any, names: set[str]) -> list[tuple[str, Any]]:
+    """(comparison, constant) of every condition on `ts` that all rows must meet, as if written `ts <comparison> constant`."""
+    if not isinstance(where, dict):
+        return []
+    if where.get("type") == "CONJUNCTION_AND":
+        return [bound for child in where["children"] for bound in _bounds(child, names)]
+    if where.get("type") == "COMPARE_BETWEEN" and _is_ts(where["input"], names):
+        return [
+            ("COMPARE_GREATERTHANOREQUALTO", where["lower"]),
+            ("COMPARE_LESSTHANOREQUALTO", where["upper"]),
+        ]
+    kind = where.get("type")
+    if kind in _FLIP:
+        if _is_ts(where["left"], names):
+            return [(kind, where["right"])]
+        if _is_ts(where["right"], names):
+            return [(_FLIP[kind], where["left"])]
+    return []
+
+
+def _is_ts(part: Any, names: set[str]) -> bool:
+    if not isinstance(part, dict) or part.get("class") != "COLUMN_REF":
+        return False
+    path = [name.lower() for name in part["column_names"]]
+    return path == ["ts"] or (len(path) == 2 and path[0] in names and path[1] == "ts")
+
+
+def _evaluate(connection: duckdb.DuckDBPyConnection, part: Any, params: Sequence[object]) -> int | None:
+    """Microseconds of a constant, as DuckDB computes it when it compares it with `ts`; None where it is none.
+
+    raises: duckdb.Error when it cannot be computed
+    """
+    if not isinstance(part, dict) or not _is_constant(part, part):
+        return None
+    bound: list[object] = []
+    if part.get("class") == "PARAMETER":
+        identifier = str(part.get("identifier", ""))
+        if not identifier.isdigit() or not 1 <= int(identifier) <= len(params):
+            return None
+        bound = [params[int(identifier) - 1]]
+        text = "?"
+    else:
+        # The expression goes back to text by DuckDB's own printer.
+        tree = json.loads(_one(connection, "SELECT json_serialize_sql('SELECT 1')"))
+        tree["statements"][0]["node"]["select_list"] = [part]
+        text = _one(connection, "SELECT json_deserialize_sql(?::JSON)", [json.dumps(tree)])
+        text = text.removeprefix("SELECT ").rstrip("; ")
+    value = _one(connection, f"SELECT epoch_us(CAST(({text}) AS TIMESTAMPTZ))", bound)
+    return value if isinstance(value, int) else None
+
+
+def _one(connection: duckdb.DuckDBPyConnection, sql: str, params: Sequence[object] = ()) -> Any:
+    return connection.execute(sql, list(params)).fetchall()[0][0]
+
+
+def _is_constant(part: Any, whole: Any) -> bool:
+    if isinstance(part, list):
+        return all(_is_constant(item, whole) for item in part)
+    if not isinstance(part, dict):
+        return True
+    class_ = part.get("class")
+    if class_ in ("COLUMN_REF", "SUBQUERY", "WINDOW", "LAMBDA", "STAR", "POSITIONAL_REFERENCE"):
+        return False
+    if class_ == "PARAMETER" and part is not whole:
+        return False
+    if class_ == "FUNCTION" and part["function_name"].lower() not in _CONSTANT:
+        return False
+    return all(_is_constant(value, whole) for value in part.values())
+
+
+def _hull(each: Sequence[Span]) -> Span:
+    lows, highs = [low for low, _ in each], [high for _, high in each]
+    known_lows = [low for low in lows if low is not None]
+    known_highs = [high for high in highs if high is not None]
+    return (
+        min(known_lows) if len(known_lows) == len(lows) else None,
+        max(known_highs) if len(known_highs) == len(highs) else None,
+    )

@@ -1,0 +1,80 @@
+"""The tail of one stream: rows read from the log that no file holds yet."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from headwater.log.base import Reader
+from headwater.records import Offsets, Schema
+
+#: Batches are joined until they have this many rows: a query scans few large ones faster than many small ones. Ours.
+_JOINED_ROWS = 65_536
+
+
+class Tail:
+    """Rows of `schema`, in the order of the log, from the offset where the table's files end.
+
+    Not safe for use by two threads; the store's lock is around it.
+
+    offsets: where the rows read end, per partition
+    since:   time at which the oldest row came in here, microseconds UTC; None when empty
+    """
+
+    def __init__(self, schema: Schema, reader: Reader, start: Offsets) -> None:
+        self._schema = schema.arrow
+        self._reader = reader
+        self.offsets = start
+        self.since: int | None = None
+        self.rows = 0
+        self.bytes = 0
+        self._batches: list[pa.RecordBatch] = []
+        self._frozen: list[pa.RecordBatch] = []
+
+    def read(self, max_rows: int, now_us: int) -> int:
+        """Takes the next rows of the log, at most about `max_rows`; returns how many. raises: LogError"""
+        batch = self._reader.read(max_rows)
+        if batch is None:
+            return 0
+        self.offsets = self._reader.offsets()
+        if batch.num_rows:
+            batch = batch.select(self._schema.names)
+            self._batches.append(batch)
+            self._join()
+            self.rows += batch.num_rows
+            self.bytes += batch.nbytes
+            self.since = now_us if self.since is None else self.since
+        return batch.num_rows
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not being written already."""
+        return self.rows - sum(batch.num_rows for batch in self._frozen)
+
+    def table(self) -> pa.Table:
+        """All rows; later changes of the tail do not show in it."""
+        return pa.Table.from_batches([*self._frozen, *self._batches], self._schema)
+
+    def freeze(self) -> tuple[pa.Table, Offsets]:
+        """The rows to be written now, and where they end. They stay in the tail until `drop` or `thaw`."""
+        self._frozen, self._batches = self._batches, []
+        self.since = None
+        return pa.Table.from_batches(self._frozen, self._schema), self.offsets
+
+    def drop(self) -> None:
+        """Forgets the frozen rows: a file holds them."""
+        self.rows -= sum(batch.num_rows for batch in self._frozen)
+        self.bytes -= sum(batch.nbytes for batch in self._frozen)
+        self._frozen = []
+
+    def thaw(self, since_us: int) -> None:
+        """Takes the frozen rows back: they could not be written."""
+        self._frozen, self._batches = [], [*self._frozen, *self._batches]
+        self.since = since_us
+
+    def _join(self) -> None:
+        """Keeps the number of batches at the logarithm of the rows (as a binary counter carries)."""
+        while len(self._batches) > 1:
+            before, last = self._batches[-2:]
+            if before.num_rows >= _JOINED_ROWS or before.num_rows > 2 * last.num_rows:
+                return
+            self._batches[-2:] = [pa.concat_batches([before, last])]
