@@ -125,10 +125,12 @@ class Gateway:
 
     def stop(self, drain_s: float) -> None: ...
 
-def decode(stream: dict[str, Any], topic: str, payload: bytes, received_at_us: int) -> pa.RecordBatch:
-    """Decodes one payload as the gateway would, for HTTP ingest and replays.
+def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.RecordBatch:
+    """Decodes one payload as the gateway would, for HTTP ingest.
 
-    raises: RecordError with `reason` and text
+    stream:  as for `Gateway`, with a topic that captures nothing
+    returns: `ts`, `received_at` and the declared fields, one row per reading
+    raises:  RecordError with reason and position
     """
 
 @final

@@ -1,0 +1,89 @@
+//! Stream declarations from Python, and decoding of one payload for HTTP ingest.
+
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use headwater_core::decode::{Decoded, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit, topic_captures};
+use headwater_core::rows::Rows;
+use headwater_core::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::arrow::batch_to_python;
+use crate::errors;
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_function(wrap_pyfunction!(decode, module)?)
+}
+
+/// A stream's declaration as `headwater.gateway.listener.declaration` writes it.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Declaration {
+    pub schema: u32,
+    name: String,
+    topic: String,
+    format: String,
+    time: Option<String>,
+    time_unit: String,
+    fields: Vec<(String, String, String)>,
+}
+
+impl Declaration {
+    /// The declaration in the core's terms; errors are for the author of the configuration.
+    pub fn spec(&self) -> Result<StreamSpec, String> {
+        let unit = TimeUnit::from_name(&self.time_unit)?;
+        let field = |(name, ty, path): &(String, String, String)| match ColumnType::from_name(ty) {
+            Some(ty) => Ok(FieldSpec { name: name.clone(), ty, path: path.clone() }),
+            None => Err(format!("field {name:?} has unknown type {ty:?}")),
+        };
+        Ok(StreamSpec {
+            name: self.name.clone(),
+            topic: self.topic.clone(),
+            format: Format::from_name(&self.format)?,
+            time: self.time.clone().map(|path| TimeSpec { path, unit }),
+            fields: self.fields.iter().map(field).collect::<Result<_, _>>()?,
+            captures: topic_captures(&self.topic)?,
+        })
+    }
+}
+
+fn schema_of(spec: &StreamSpec) -> Result<Schema, String> {
+    let column = |name: &str, ty| Column { name: name.to_owned(), ty };
+    let mut columns: Vec<Column> =
+        spec.captures.iter().map(|name| column(name, ColumnType::String)).collect();
+    columns.push(column("ts", ColumnType::Timestamp));
+    columns.push(column("received_at", ColumnType::Timestamp));
+    columns.extend(spec.fields.iter().map(|field| column(&field.name, field.ty)));
+    Schema::new(SchemaId(0), StreamId(0), &spec.name, columns, None)
+}
+
+fn decode_batch(spec: &StreamSpec, payload: &[u8], received_at_us: i64) -> Result<RecordBatch, String> {
+    let schema = Arc::new(schema_of(spec)?);
+    let plan = StreamPlan::new(spec, schema.clone())?;
+    let mut decoded = Decoded::new();
+    plan.decode(payload, &[], received_at_us, &mut decoded)
+        .map_err(|error| format!("{}: {error}", error.reason()))?;
+    let mut rows = Rows::new(schema);
+    for row in 0..decoded.rows() {
+        rows.push(decoded.cells(row)).map_err(|error| error.to_string())?;
+    }
+    rows.to_batch().map_err(|error| error.to_string())
+}
+
+#[pyfunction]
+fn decode<'py>(
+    py: Python<'py>,
+    stream: Declaration,
+    payload: &[u8],
+    received_at_us: i64,
+) -> PyResult<Bound<'py, PyAny>> {
+    let spec = stream.spec().map_err(PyValueError::new_err)?;
+    if !spec.captures.is_empty() {
+        return Err(PyValueError::new_err("without a topic there is nothing to capture"));
+    }
+    match py.detach(|| decode_batch(&spec, payload, received_at_us)) {
+        Ok(batch) => batch_to_python(py, batch),
+        Err(problem) => Err(errors::raise(py, "RecordError", format!("decoding for stream {:?}: {problem}", spec.name))),
+    }
+}

@@ -1,0 +1,46 @@
+"""The books: what came in must be what is accounted for. Both equations are computed from independent counts.
+
+Messages: received = decoded + raw only + live only + dead-lettered + shed + refused + in flight, counted by the
+gateway since its start. Rows, per stream and over restarts: decoded (end of the log) = stored ever (rows of the
+table's files) + duplicates + in flight (rows the store holds in memory or has not read yet).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headwater.api.parts import Parts
+from headwater.records import DEAD_LETTERS_SCHEMA, Schema
+
+#: Terms of the right side of the equation of messages.
+OUTCOMES = ("decoded", "raw_only", "live_only", "dead_lettered", "shed", "refused", "in_flight")
+
+
+def books(parts: Parts) -> dict[str, Any]:
+    """Both equations with their terms and whether they hold.
+
+    returns: {"messages": {...}, "rows": {stream: {...}}, "balanced": bool}
+    """
+    counters = parts.gateway.counters()
+    messages: dict[str, Any] = {"received": counters["received"]}
+    messages |= {outcome: counters[outcome] for outcome in OUTCOMES}
+    messages["balanced"] = counters["received"] == sum(counters[outcome] for outcome in OUTCOMES)
+    rows = {}
+    if parts.store is not None:
+        for schema in [*parts.schemas.values(), DEAD_LETTERS_SCHEMA]:
+            rows[schema.name] = _rows(parts, schema)
+    balanced = messages["balanced"] and all(stream["balanced"] for stream in rows.values())
+    return {"messages": messages, "rows": rows, "balanced": balanced}
+
+
+def _rows(parts: Parts, schema: Schema) -> dict[str, Any]:
+    assert parts.store is not None
+    account = parts.store.account(schema.name)
+    total = account.stored + account.duplicates + account.in_flight
+    return {
+        "decoded": account.decoded,
+        "stored": account.stored,
+        "duplicates": account.duplicates,
+        "in_flight": account.in_flight,
+        "balanced": account.decoded == total,
+    }

@@ -1,0 +1,127 @@
+"""OpenMetrics: every number an operator watches, collected at the scrape from the parts themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from headwater.api.books import OUTCOMES, books
+from headwater.api.parts import Parts
+
+#: Gateway counters that are exported under their own names: counter -> help.
+GATEWAY_COUNTERS = {
+    "received": "PUBLISH packets received",
+    "rows": "Rows decoded",
+    "acks": "PUBACK packets sent",
+    "delivered": "Messages delivered to subscribers",
+    "dropped_deliveries": "Messages not delivered because a subscriber was too slow",
+    "connections_total": "Connections accepted",
+    "refused_connections": "Connections refused",
+    "sessions_not_kept": "Clients that asked for a session to be kept, which is not offered yet",
+    "bytes_in": "Bytes received",
+    "bytes_out": "Bytes sent",
+}
+
+
+class Metrics:
+    """A collector over the parts of one pipeline."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._gateway()
+        yield from self._log()
+        yield from self._services()
+        yield from self._books()
+
+    def _gateway(self) -> Iterator[Metric]:
+        counters = self._parts.gateway.counters()
+        for name, text in GATEWAY_COUNTERS.items():
+            base = name.removesuffix("_total")
+            yield CounterMetricFamily(f"headwater_gateway_{base}", text, counters.get(name, 0))
+        yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
+        messages = CounterMetricFamily(
+            "headwater_messages", "Messages by what became of them", labels=["outcome"]
+        )
+        for outcome in OUTCOMES:
+            if outcome != "in_flight":
+                messages.add_metric([outcome], counters[outcome])
+        yield messages
+        yield GaugeMetricFamily(
+            "headwater_messages_in_flight", "Messages not yet settled", counters["in_flight"]
+        )
+        latency = self._parts.gateway.ack_latency()
+        seconds = GaugeMetricFamily(
+            "headwater_ack_latency_seconds", "From PUBLISH to PUBACK", labels=["quantile"]
+        )
+        for quantile, name in (("0.5", "p50_ms"), ("0.99", "p99_ms"), ("1", "max_ms")):
+            seconds.add_metric([quantile], latency[name] / 1000)
+        yield seconds
+
+    def _log(self) -> Iterator[Metric]:
+        stats = self._parts.log.native.stats()
+        for name, text in (
+            ("commits", "Commits"),
+            ("bytes", "Bytes written"),
+            ("sync_errors", "Failed syncs"),
+        ):
+            yield CounterMetricFamily(f"headwater_log_{name}", text, stats[name])
+        for name, text in (("segments", "Segment files"), ("queued_bytes", "Bytes waiting for a commit")):
+            yield GaugeMetricFamily(f"headwater_log_{name}", text, stats[name])
+        offsets = CounterMetricFamily("headwater_log_rows", "Rows durable in the log", labels=["stream"])
+        for schema in self._parts.schemas.values():
+            offsets.add_metric([schema.name], sum(self._parts.log.end(schema.stream)))
+        yield offsets
+
+    def _services(self) -> Iterator[Metric]:
+        healthy = GaugeMetricFamily(
+            "headwater_service_healthy", "1 while a service steps", labels=["service"]
+        )
+        for worker in self._parts.workers:
+            healthy.add_metric([worker.name], int(worker.healthy))
+        yield healthy
+        if self._parts.store is not None:
+            yield from self._tables()
+        if self._parts.engine is not None:
+            yield from self._queries()
+
+    def _tables(self) -> Iterator[Metric]:
+        assert self._parts.store is not None
+        rows = CounterMetricFamily("headwater_store_rows", "Rows in the files of a table", labels=["table"])
+        files = GaugeMetricFamily("headwater_store_files", "Files of a table", labels=["table"])
+        size = GaugeMetricFamily("headwater_store_bytes", "Bytes of a table's files", labels=["table"])
+        for table in self._parts.store.tables():
+            rows.add_metric([table.name], table.rows_stored)
+            files.add_metric([table.name], table.files)
+            size.add_metric([table.name], table.bytes)
+        yield from (rows, files, size)
+
+    def _queries(self) -> Iterator[Metric]:
+        assert self._parts.engine is not None
+        texts = {
+            "rows": "Rows read by a query",
+            "late": "Rows that amended a closed window",
+            "dropped": "Rows too late for any window kept",
+            "windows": "Result rows written",
+        }
+        per_query = self._parts.engine.metrics()
+        for name, text in texts.items():
+            family = CounterMetricFamily(f"headwater_query_{name}", text, labels=["query"])
+            for query, values in per_query.items():
+                family.add_metric([query], values[name])
+            yield family
+
+    def _books(self) -> Iterator[Metric]:
+        found = books(self._parts)
+        yield GaugeMetricFamily(
+            "headwater_books_balanced", "1 while both equations hold", int(found["balanced"])
+        )
+        rows = GaugeMetricFamily(
+            "headwater_books_rows", "Terms of the equation of rows", labels=["stream", "term"]
+        )
+        for stream, terms in found["rows"].items():
+            for term in ("decoded", "stored", "duplicates", "in_flight"):
+                rows.add_metric([stream, term], terms[term])
+        yield rows

@@ -1,0 +1,48 @@
+"""What the routes may call: the services of one running pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from headwater.alerts.notify import Notifier
+from headwater.config import Settings
+from headwater.database import Database
+from headwater.devices.shadow import ShadowService
+from headwater.gateway.listener import Gateway
+from headwater.log.embedded import EmbeddedLog
+from headwater.records import Schema
+from headwater.store.base import Store
+from headwater.streams.base import Engine
+
+
+class ServiceThread(Protocol):
+    """A thread that drives a service, as health reports see it."""
+
+    name: str
+    last_error: str | None
+
+    @property
+    def healthy(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Services of one pipeline; those behind the log are None when `pipeline.enabled` is false."""
+
+    settings: Settings
+    clock: Callable[[], int]
+    database: Database
+    log: EmbeddedLog
+    gateway: Gateway
+    schemas: Mapping[str, Schema]
+    store: Store | None
+    engine: Engine | None
+    shadows: ShadowService | None
+    notifier: Notifier | None
+    workers: Sequence[ServiceThread]
+
+    def counters(self) -> dict[str, Any]:
+        """The gateway's counters, one balanced snapshot."""
+        return self.gateway.counters()

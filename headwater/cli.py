@@ -1,0 +1,288 @@
+"""The `headwater` command: verbs over the pipeline and the API."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import headwater
+from headwater import config, messages, reference
+from headwater.client import Client
+from headwater.errors import HeadwaterError, SqlError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
+)
+config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+streams_app = typer.Typer(no_args_is_help=True, help="Streams, and topics that no stream matches.")
+deadletters_app = typer.Typer(no_args_is_help=True, help="Payloads that could not be decoded.")
+app.add_typer(config_app, name="config")
+app.add_typer(streams_app, name="streams")
+app.add_typer(deadletters_app, name="deadletters")
+
+out = Console()
+P = ParamSpec("P")
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")]
+DataDirOption = Annotated[
+    Path | None, typer.Option("--data-dir", "-d", help="Directory that holds everything durable.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="The HTTP address; default: the one running on --data-dir.")
+]
+TokenOption = Annotated[
+    str | None, typer.Option("--token", envvar="HEADWATER_ADMIN_TOKEN", help="Administrator's token.")
+]
+MqttOption = Annotated[
+    str | None, typer.Option("--mqtt", help="host:port of MQTT; default: the one running on --data-dir.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+
+def failures(verb: Callable[P, None]) -> Callable[P, None]:
+    """Errors of ours end the command with one message on stderr and exit code 1."""
+
+    @wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except HeadwaterError as error:
+            where = (
+                f" (at character {error.position})"
+                if isinstance(error, SqlError) and error.position is not None
+                else ""
+            )
+            fail(f"{error}{where}")
+
+    return run
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command with a message on stderr and exit code 1."""
+    print(f"headwater: {message}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(1)
+
+
+def settings_of(path: Path | None, data_dir: Path | None, overrides: list[str] | None) -> config.Settings:
+    """Settings of the common options; `headwater.toml` here is read when no file is named."""
+    if path is None and Path("headwater.toml").exists():
+        path = Path("headwater.toml")
+    given = list(overrides or [])
+    if data_dir is not None:
+        given.append(f"data_dir={orjson.dumps(str(data_dir)).decode()}")
+    return config.load(path, given)
+
+
+def client_of(url: str | None, data_dir: Path | None, token: str | None) -> Client:
+    """The API at `url`, or of the Headwater that runs on the data directory."""
+    if url is not None:
+        return Client(url, token)
+    return Client.of_directory(data_dir or settings_of(None, None, None).data_dir, token)
+
+
+@app.command()
+@failures
+def up(config: ConfigOption = None, data_dir: DataDirOption = None, set_: SetOption = None) -> None:
+    """Run everything until SIGTERM or SIGINT."""
+    from headwater.serve import serve
+
+    serve(settings_of(config, data_dir, set_))
+
+
+@app.command()
+@failures
+def init(path: Annotated[Path, typer.Argument(help="File to write.")] = Path("headwater.toml")) -> None:
+    """Write a commented configuration."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(reference.commented_config())
+    except FileExistsError:
+        fail(f"writing {path}: it exists already; name another file or remove it first")
+    out.print(f"wrote {path}; next: headwater up --config {path}", highlight=False)
+
+
+@app.command()
+@failures
+def demo(
+    devices: Annotated[int, typer.Option(help="Devices, one message a second each.")] = 1000,
+    seconds: Annotated[
+        float, typer.Option(envvar="DEMO_SECONDS", help="End by itself after this; 0: run until Ctrl-C.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the fleet and its faults.")] = 1,
+    keep: Annotated[Path | None, typer.Option(help="Keep the data in this directory.")] = None,
+) -> None:
+    """Start everything with a simulated fleet and watch it."""
+    from headwater.demo import run_demo
+
+    raise typer.Exit(run_demo(devices=devices, seconds=seconds, seed=seed, keep=keep))
+
+
+@app.command()
+@failures
+def query(
+    sql: Annotated[str, typer.Argument(help="One read-only SELECT.")],
+    url: UrlOption = None,
+    data_dir: DataDirOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run one SELECT over streams, query results and dead letters."""
+    with client_of(url, data_dir, token) as client:
+        _show(client.query(sql).to_pylist(), json)
+
+
+@app.command()
+@failures
+def pub(
+    topic: Annotated[str, typer.Argument(help="Topic name.")],
+    payload: Annotated[str, typer.Argument(help="Payload; - reads standard input, one message per line.")],
+    mqtt: MqttOption = None,
+    data_dir: DataDirOption = None,
+    qos: Annotated[int, typer.Option(min=0, max=1)] = 1,
+    retain: bool = False,
+) -> None:
+    """Publish messages and wait until they are acknowledged."""
+    lines = sys.stdin.buffer.read().splitlines() if payload == "-" else [payload.encode()]
+    sent = messages.publish(messages.address_of(mqtt, data_dir), topic, lines, qos=qos, retain=retain)
+    out.print(f"{sent} acknowledged" if qos else f"{sent} sent", highlight=False)
+
+
+@app.command()
+@failures
+def sub(
+    topic_filter: Annotated[str, typer.Argument(help="Topic filter.")] = "#",
+    mqtt: MqttOption = None,
+    data_dir: DataDirOption = None,
+    count: Annotated[int, typer.Option(help="End after so many messages; 0: until Ctrl-C.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Print messages as they come."""
+    for message in messages.subscribe(messages.address_of(mqtt, data_dir), topic_filter, count=count):
+        if json:
+            line = {"topic": message.topic, "qos": message.qos, "retain": message.retain}
+            text = orjson.dumps({**line, "payload": base64.b64encode(message.payload).decode()}).decode()
+        else:
+            text = f"{message.topic} {message.payload.decode(errors='replace')}"
+        print(text, flush=True)  # noqa: T201
+
+
+@streams_app.command("list")
+@failures
+def streams_list(
+    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """Streams and query results with their columns."""
+    with client_of(url, data_dir, token) as client:
+        rows = client.streams()
+    for row in rows if not json else []:
+        row["columns"] = ", ".join(f"{column['name']} {column['type']}" for column in row["columns"])
+    _show(rows, json)
+
+
+@streams_app.command("unmatched")
+@failures
+def streams_unmatched(
+    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """Topics that no stream matches, with a stream that would take them."""
+    with client_of(url, data_dir, token) as client:
+        found = client.unmatched()
+    if json:
+        _show(found, True)
+        return
+    if not found:
+        out.print("every topic so far is matched by a stream")
+    for each in found:
+        out.print(f"{each['topic']}: {each['count']} messages", highlight=False, markup=False)
+        out.print(
+            each["suggestion"] or "# the payload is not JSON; no suggestion", highlight=False, markup=False
+        )
+
+
+@deadletters_app.command("list")
+@failures
+def deadletters_list(
+    stream: str | None = None,
+    client_id: Annotated[str | None, typer.Option("--client")] = None,
+    reason: str | None = None,
+    limit: int = 20,
+    url: UrlOption = None,
+    data_dir: DataDirOption = None,
+    token: TokenOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Newest first, with the reason."""
+    filters = {"stream": stream, "client": client_id, "reason": reason, "limit": str(limit)}
+    with client_of(url, data_dir, token) as client:
+        rows = client.deadletters(**{name: value for name, value in filters.items() if value is not None})
+    for row in rows if not json else []:
+        row["payload"] = base64.b64decode(row["payload"])[:80].decode(errors="replace")
+    _show(rows, json)
+
+
+@deadletters_app.command("count")
+@failures
+def deadletters_count(
+    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """How many, by stream and reason."""
+    with client_of(url, data_dir, token) as client:
+        _show(
+            client.query(
+                "SELECT stream, reason, COUNT(*) AS n FROM dead_letters GROUP BY ALL ORDER BY n DESC"
+            ).to_pylist(),
+            json,
+        )
+
+
+@config_app.command("check")
+@failures
+def config_check(config: ConfigOption = None, data_dir: DataDirOption = None, set_: SetOption = None) -> None:
+    """Check settings, queries, alarm conditions and notification targets without starting anything."""
+    from headwater.pipeline import check
+
+    settings = settings_of(config, data_dir, set_)
+    check(settings)
+    counts = (
+        f"{len(settings.streams)} streams, {len(settings.queries)} queries, {len(settings.alarms)} alarms"
+    )
+    out.print(f"configuration is good: {counts}", highlight=False)
+
+
+@config_app.command("reference")
+@failures
+def config_reference() -> None:
+    """Print the reference of all settings (docs/settings.md)."""
+    print(reference.settings_page())  # noqa: T201
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(headwater.__version__)  # noqa: T201
+
+
+def _show(rows: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        for row in rows:
+            print(orjson.dumps(row, default=str).decode())  # noqa: T201
+        return
+    table = Table(*(rows[0] if rows else []), show_edge=False)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 240).print(table, f"{len(rows)} rows")
+
+
+def main() -> None:
+    """Entry point of the `headwater` command."""
+    app()

@@ -1,0 +1,144 @@
+"""Typed Python client of the HTTP API.
+
+>>> with Client("http://127.0.0.1:8080") as client:           # doctest: +SKIP
+...     client.query("SELECT device, max(temperature) FROM telemetry GROUP BY device").to_pylist()
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import pyarrow as pa
+
+from headwater.errors import (
+    HeadwaterError,
+    NotFoundError,
+    QueryLimitError,
+    RecordError,
+    ShadowError,
+    SqlError,
+)
+
+_ARROW = "application/vnd.apache.arrow.stream"
+_RAISES = {
+    "SqlError": SqlError,
+    "RecordError": RecordError,
+    "NotFoundError": NotFoundError,
+    "QueryLimitError": QueryLimitError,
+}
+
+
+class Client:
+    """The API of one running Headwater.
+
+    url:   such as http://127.0.0.1:8080
+    token: the administrator's token, where one is set
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 60.0) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+
+    @classmethod
+    def of_directory(cls, directory: Path, token: str | None = None) -> Client:
+        """The client of the Headwater that runs on this data directory.
+
+        raises: HeadwaterError when none runs there
+        """
+        try:
+            running = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise HeadwaterError(
+                f"looking for a running Headwater in {directory}: no run.json there; start one with `headwater up` "
+                f"or name its address with --url"
+            ) from error
+        return cls(f"http://{running['http']}", token)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def query(self, sql: str, params: Sequence[object] = ()) -> pa.Table:
+        """Rows of one read-only SELECT. raises: SqlError, QueryLimitError"""
+        body = {"sql": sql, "params": list(params)}
+        response = self._request("POST", "/api/v1/query", json=body, headers={"Accept": _ARROW})
+        with pa.ipc.open_stream(response.content) as reader:
+            return reader.read_all()
+
+    def ingest(self, stream: str, readings: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> int:
+        """Appends readings and returns their number once they are durable. raises: RecordError, NotFoundError"""
+        rows: int = self._request("POST", f"/api/v1/ingest/{stream}", json=readings).json()["rows"]
+        return rows
+
+    def books(self) -> dict[str, Any]:
+        """What came in and what became of it."""
+        return self._json("/api/v1/books")
+
+    def alarms(self, **filters: str) -> list[dict[str, Any]]:
+        """Alarm instances, newest first; filters: state, alarm, limit."""
+        return self._list("/api/v1/alarms", filters)
+
+    def streams(self) -> list[dict[str, Any]]:
+        """Streams and query results with their columns."""
+        return self._list("/api/v1/streams", {})
+
+    def unmatched(self) -> list[dict[str, Any]]:
+        """Topics that no stream matches."""
+        return self._list("/api/v1/streams/unmatched", {})
+
+    def deadletters(self, **filters: str) -> list[dict[str, Any]]:
+        """Payloads that could not be decoded, newest first; filters: stream, client, reason, limit."""
+        return self._list("/api/v1/deadletters", filters)
+
+    def shadow(self, thing: str, name: str = "") -> dict[str, Any]:
+        """A shadow document. raises: ShadowError(404) where there is none"""
+        return self._json(f"/things/{thing}/shadow", {"name": name} if name else {})
+
+    def update_shadow(self, thing: str, state: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+        """Merges `{"desired": ..., "reported": ...}` into a shadow and returns what was accepted."""
+        params = {"name": name} if name else {}
+        answer: dict[str, Any] = self._request(
+            "POST", f"/things/{thing}/shadow", params=params, json={"state": state}
+        ).json()
+        return answer
+
+    def _json(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = self._request("GET", path, params=params).json()
+        return answer
+
+    def _list(self, path: str, params: Mapping[str, str]) -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = self._request("GET", path, params=params).json()
+        return answer
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise HeadwaterError(
+                f"{method} {self._http.base_url}{path}: {error}; is Headwater running there?"
+            ) from error
+        if response.is_success:
+            return response
+        try:
+            body = response.json()
+        except ValueError:
+            body = {}
+        if path.startswith("/things/") and "message" in body:
+            raise ShadowError(response.status_code, body["message"])
+        detail = body.get("detail", response.text)
+        if body.get("title") == "SqlError":
+            raise SqlError(detail, body.get("position"))
+        raise _RAISES.get(body.get("title", ""), HeadwaterError)(detail)

@@ -1,0 +1,93 @@
+"""The MQTT listener: native threads that take messages, make them durable through the log and acknowledge them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from headwater import _native
+from headwater.config import MqttSettings, StreamSettings
+from headwater.log.embedded import EmbeddedLog
+from headwater.records import Schema
+
+#: Topics whose messages are also logged raw, because a service of ours answers them.
+RAW_FILTERS = ("$aws/things/+/shadow/#",)
+
+
+class Gateway:
+    """A running gateway.
+
+    streams: settings and registered schema by stream name
+    raises:  ListenError when the address is taken, ConfigError for a stream that cannot be compiled
+    """
+
+    def __init__(
+        self,
+        log: EmbeddedLog,
+        settings: MqttSettings,
+        streams: Mapping[str, tuple[StreamSettings, Schema]],
+    ) -> None:
+        options = settings.model_dump(exclude={"insecure"})
+        options["threads"] = settings.threads or os.cpu_count() or 1
+        options["raw_filters"] = list(RAW_FILTERS)
+        bindings = [declaration(name, stream, schema) for name, (stream, schema) in streams.items()]
+        self._native = _native.Gateway(log.native, options, bindings)
+
+    def address(self) -> str:
+        """`host:port` as bound."""
+        return self._native.address()
+
+    def counters(self) -> dict[str, int]:
+        """The books of messages, one balanced snapshot, and counts of connections."""
+        return self._native.counters()
+
+    def ack_latency(self) -> dict[str, float]:
+        """`p50_ms`, `p99_ms`, `max_ms`, `count`: from PUBLISH read to PUBACK handed to the socket."""
+        return self._native.ack_latency()
+
+    def unmatched(self) -> list[dict[str, Any]]:
+        """Topics that no stream matched, most frequent first, each with a suggested stream."""
+        return self._native.unmatched()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What operators should know, oldest first: refused connections, takeovers, protocol errors."""
+        return self._native.events()
+
+    def stop(self, drain_s: float) -> None:
+        """Stops accepting, acknowledges what becomes durable within `drain_s`, closes every connection."""
+        self._native.stop(drain_s)
+
+
+def declaration(name: str, stream: StreamSettings, schema: Schema) -> dict[str, Any]:
+    """A stream's declaration as the native decoder takes it."""
+    return {
+        "schema": schema.id,
+        "name": name,
+        "topic": stream.topic,
+        "format": stream.format,
+        "time": stream.time.path if stream.time else None,
+        "time_unit": stream.time.unit if stream.time else "auto",
+        "fields": [
+            (field, settings.type.value, settings.path or field) for field, settings in stream.fields.items()
+        ],
+    }
+
+
+def decode(
+    name: str, stream: StreamSettings, schema: Schema, payload: bytes, received_at_us: int
+) -> pa.RecordBatch:
+    """Readings of an HTTP body, decoded by the same code as MQTT payloads.
+
+    Without a topic the captured levels are taken from string fields of the same names.
+
+    returns: one row per reading, the stream's columns
+    raises:  RecordError: what is wrong with the payload, or a reading without its key
+    """
+    spec = declaration(name, stream, schema)
+    spec["topic"] = "http"
+    spec["fields"] = [(level, "string", level) for level in stream.captures] + spec["fields"]
+    batch = _native.decode(spec, payload, received_at_us)
+    return batch.select([column.name for column in schema.columns])

@@ -1,0 +1,213 @@
+"""The only file that knows all parts: builds them from the settings, joins them and drives them.
+
+Every service reads the log behind its own offsets on a thread of its own; nothing calls upstream.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from headwater import database as db
+from headwater.alerts.notify import Notifier
+from headwater.alerts.service import AlarmService
+from headwater.api.parts import Parts
+from headwater.config import Settings, StreamSettings
+from headwater.devices.shadow import ShadowService
+from headwater.errors import ConfigError, DataDirectoryError, SqlError
+from headwater.gateway.listener import Gateway
+from headwater.log.embedded import EmbeddedLog
+from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, Column, ColumnType, Schema
+from headwater.store.embedded import EmbeddedStore
+from headwater.streams.embedded import EmbeddedEngine
+from headwater.streams.sql import Plan, plan
+from headwater.worker import Worker
+
+logger = structlog.get_logger(__name__)
+
+#: Least time between two steps of a service, seconds: bounds what a reader costs when commits are frequent.
+PACE_S = {"store": 0.05, "streams": 0.05, "alarms": 0.01, "shadows": 0.005, "notifier": 0.02}
+
+
+def now_us() -> int:
+    """Wall clock, microseconds since the Unix epoch, UTC."""
+    return time.time_ns() // 1000
+
+
+class Pipeline:
+    """Everything of one data directory, running from construction to `stop`.
+
+    raises: ConfigError, DataDirectoryError, LogCorruptError, ListenError
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], int] = now_us) -> None:
+        self.settings = settings
+        self.directory = settings.data_dir
+        self._lock = _lock(self.directory)
+        self.database = db.Database.in_directory(self.directory, settings.database_url)
+        plans = _plan_queries(settings)
+        self.schemas = _register(self.database, settings, plans)
+        with self.database.read() as connection:
+            every_version = db.schemas(connection)
+        self.log = EmbeddedLog(self.directory / "log", settings.log, every_version)
+        recovery = self.log.recovery()
+        logger.info("log opened", **recovery)
+        self._workers: list[Worker] = []
+        store = engine = alarms = notifier = shadows = None
+        if settings.pipeline.enabled:
+            store = EmbeddedStore(self.log, self.directory, settings.store, settings.query, clock)
+            store.create(DEAD_LETTERS_SCHEMA)
+            for name in settings.streams:
+                store.create(self.schemas[name])
+            engine = EmbeddedEngine(self.log, self.directory, settings.engine, clock)
+            for name, query in plans.items():
+                source = settings.streams[query.source]
+                store.create(self.schemas[name], latest_by=query.latest_by)
+                late = settings.queries[name].late or source.late
+                engine.add(query, self.schemas[query.source], self.schemas[name], source.lateness, late)
+            alarms = AlarmService(self.log, self.database, settings.alarms, self.schemas, clock)
+            notifier = Notifier(self.database, self.log, settings.notify, clock)
+            shadows = ShadowService(self.log, self.database, settings.shadow, clock)
+        else:
+            # Nothing reads, so nothing may be trimmed: a later start with the pipeline finds every row.
+            for schema in [*OWN_SCHEMAS, *self.schemas.values()]:
+                self.log.hold("pipeline disabled", schema.stream, self.log.start(schema.stream))
+        streams = {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()}
+        self.gateway = Gateway(self.log, settings.mqtt, streams)
+        self.parts = Parts(
+            settings=settings,
+            clock=clock,
+            database=self.database,
+            log=self.log,
+            gateway=self.gateway,
+            schemas=self.schemas,
+            store=store,
+            engine=engine,
+            shadows=shadows,
+            notifier=notifier,
+            workers=self._workers,
+        )
+        services = {
+            "store": store,
+            "streams": engine,
+            "alarms": alarms,
+            "shadows": shadows,
+            "notifier": notifier,
+        }
+        for name, service in services.items():
+            if service is not None:
+                self._workers.append(Worker(name, service.step, self.log, PACE_S[name]))
+        self._events = threading.Thread(target=self._report_events, name="events", daemon=True)
+        self._stopping = threading.Event()
+        self._closers = [service for service in services.values() if service is not None]
+        for worker in self._workers:
+            worker.start()
+        self._events.start()
+
+    def announce(self, http: str) -> None:
+        """Writes `run.json` (renamed into place): addresses and pid, for scripts that started us."""
+        ready = {"mqtt": self.gateway.address(), "http": http, "pid": os.getpid()}
+        temporary = self.directory / "run.json.new"
+        temporary.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+        temporary.rename(self.directory / "run.json")
+
+    def stop(self, drain_s: float = 5.0) -> None:
+        """Acknowledges what becomes durable in time, lets the services finish their step, closes everything."""
+        (self.directory / "run.json").unlink(missing_ok=True)
+        self._stopping.set()
+        self.gateway.stop(drain_s)
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.join(drain_s)
+        for service in self._closers:
+            service.close()
+        self.log.close()
+        self.database.close()
+        self._lock.close()
+
+    def _report_events(self) -> None:
+        while not self._stopping.wait(0.5):
+            for event in self.gateway.events():
+                logger.info("gateway", **event)
+
+
+def _lock(directory: Path) -> IO[str]:
+    """An exclusive lock that ends with the process, however it ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("w", encoding="utf-8")
+    except OSError as error:
+        raise DataDirectoryError(f"opening the data directory {directory}: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise DataDirectoryError(
+            f"opening the data directory {directory}: another Headwater runs on it; stop that one or name another "
+            f"directory with --data-dir"
+        ) from None
+    return file
+
+
+def stream_columns(stream: StreamSettings) -> tuple[Column, ...]:
+    """Columns of a declared stream: captured levels, event time, time of arrival, fields."""
+    return (
+        *(Column(level, ColumnType.STRING) for level in stream.captures),
+        Column("ts", ColumnType.TIMESTAMP),
+        Column("received_at", ColumnType.TIMESTAMP),
+        *(Column(name, field.type) for name, field in stream.fields.items()),
+    )
+
+
+def _plan_queries(settings: Settings) -> dict[str, Plan]:
+    """Plans of all queries. A query reads a stream; raises ConfigError naming the query and the position."""
+    tables = {
+        name: Schema(0, 0, name, stream_columns(stream), stream.key_column)
+        for name, stream in settings.streams.items()
+    }
+    plans = {}
+    for name, query in settings.queries.items():
+        try:
+            plans[name] = plan(query.sql, name, tables)
+        except SqlError as error:
+            where = "" if error.position is None else f" at character {error.position}"
+            raise ConfigError(f"queries.{name}.sql{where}: {error}") from error
+    return plans
+
+
+def _register(database: db.Database, settings: Settings, plans: dict[str, Plan]) -> dict[str, Schema]:
+    """Schemas of all declared streams and queries, durable in the registry before anything is written with them."""
+    wanted = {name: (stream_columns(stream), stream.key_column) for name, stream in settings.streams.items()}
+    wanted |= {name: (query.columns, query.key) for name, query in plans.items()}
+    found = {}
+    with database.begin() as connection:
+        known = db.schemas(connection)
+        for name, (columns, key) in wanted.items():
+            if problem := db.conflict(known, name, columns):
+                raise ConfigError(problem)
+            found[name] = db.register(connection, name, columns, key)
+    return found
+
+
+def check(settings: Settings) -> None:
+    """Everything of the settings that can be checked without a data directory: queries and alarm conditions.
+
+    raises: ConfigError
+    """
+    plans = _plan_queries(settings)
+    schemas = {
+        name: Schema(0, 0, name, stream_columns(stream), stream.key_column)
+        for name, stream in settings.streams.items()
+    }
+    schemas |= {name: Schema(0, 0, name, query.columns, query.key) for name, query in plans.items()}
+    AlarmService.check(settings.alarms, schemas)
+    Notifier.check(settings.notify)

@@ -1,0 +1,144 @@
+"""Texts made from the settings' own descriptions: the commented configuration and the reference page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from headwater.config import (
+    AlarmSettings,
+    FieldSettings,
+    NotifySettings,
+    QuerySection,
+    Settings,
+    StreamSettings,
+    TimeSettings,
+)
+
+_UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
+
+EXAMPLE = """\
+# Readings arrive as JSON on topics such as dt/paris/d1/telemetry; {site} and {device} become columns.
+[streams.telemetry]
+topic    = "dt/{site}/{device}/telemetry"
+time     = "ts"                            # payload field with the event time; s, ms, us or ISO 8601
+fields   = { temperature = "double", humidity = "double", battery = "double" }
+lateness = "10s"                           # windows wait so long for late readings
+
+# Every five minutes one row per device, as a stream and as a table.
+[queries.temp_5m]
+sql = \"\"\"SELECT device, window_start, window_end, AVG(temperature) AS avg_temperature, COUNT(*) AS n
+         FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '5' MINUTES))
+         GROUP BY device, window_start, window_end\"\"\"
+
+# Raised after 10 s above 80, resolved below 75.
+[alarms.overheat]
+on       = "telemetry"
+where    = "temperature > 80"
+clear    = "temperature < 75"
+for      = "10s"
+severity = "critical"
+# notify = ["ops"]
+
+# [notify.ops]
+# url = "json://localhost:9000/hook"       # any Apprise URL, http(s)://..., or mqtt:alarms/{alarm}/{device}
+"""
+
+
+def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Name and model of every plain section of the configuration."""
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield name, field.annotation
+
+
+def commented_config() -> str:
+    """A configuration that works as it is: an example, then every setting commented out with its default."""
+    lines = ["# Headwater configuration. Every setting below is shown with its default.", "", EXAMPLE]
+    for name, model in sections():
+        lines.append(f"[{name}]")
+        for key, field in model.model_fields.items():
+            lines.append(f"# {key} = {default(field)}  # {field.description}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def settings_page() -> str:
+    """`docs/settings.md`."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `headwater config reference` from the settings' own descriptions. A setting is given in the",
+        "TOML file, by an environment variable (`log.durability` is `HEADWATER_LOG__DURABILITY`) or by",
+        "`--set log.durability=async`; the later wins. Durations are written `250ms`, `10s`, `5m`, `1h` or `7d`.",
+        "",
+    ]
+    top = [
+        (name, field)
+        for name, field in Settings.model_fields.items()
+        if name in ("data_dir", "admin_token", "database_url")
+    ]
+    lines += ["## Top level", "", *_table(top), ""]
+    for name, model in sections():
+        lines += [
+            f"## `[{name}]`",
+            "",
+            (model.__doc__ or "").strip(),
+            "",
+            *_table(model.model_fields.items()),
+            "",
+        ]
+    named: list[tuple[str, type[BaseModel]]] = [
+        ("[streams.NAME]", StreamSettings),
+        ("fields.FIELD", FieldSettings),
+        ("time", TimeSettings),
+        ("[queries.NAME]", QuerySection),
+        ("[alarms.NAME]", AlarmSettings),
+        ("[notify.NAME]", NotifySettings),
+    ]
+    for title, model in named:
+        lines += [
+            f"## `{title}`",
+            "",
+            (model.__doc__ or "").strip(),
+            "",
+            *_table(model.model_fields.items()),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _table(fields: Any) -> list[str]:
+    rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for name, field in fields:
+        rows.append(f"| `{field.alias or name}` | {_cell(field)} | {field.description or ''} |")
+    return rows
+
+
+def _cell(field: FieldInfo) -> str:
+    return "required" if field.is_required() else f"`{default(field)}`"
+
+
+def default(field: FieldInfo) -> str:
+    """A field's default as TOML: durations with their unit, sizes as plain numbers."""
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if _is_duration(field) and isinstance(value, int):
+        for unit, size in _UNITS:
+            if value % size == 0 and value >= size:
+                return f'"{value // size}{unit}"'
+        return '"0s"'
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if not isinstance(value, (int, float, list)) else str(value)
+
+
+def _is_duration(field: FieldInfo) -> bool:
+    return any(
+        getattr(part, "func", None) is not None and part.func.__name__ == "parse_duration_us"
+        for part in field.metadata
+    )

@@ -1,0 +1,109 @@
+"""`headwater up`: one process that runs the pipeline and the HTTP listener until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from headwater.api.app import create_app
+from headwater.config import Settings
+from headwater.errors import ListenError
+from headwater.pipeline import Pipeline
+
+logger = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT, then drains. Prints one line per listener once everything is ready.
+
+    raises: ConfigError, DataDirectoryError, ListenError, LogCorruptError
+    """
+    configure_logging()
+    with _listen(settings.http.host, settings.http.port) as listener:
+        pipeline = Pipeline(settings)
+        try:
+            app = create_app(pipeline.parts)
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, timeout_graceful_shutdown=3, ws="none"
+            )
+            server = _Server(config)
+            http = _address(listener)
+            server.when_started = lambda: _announce(pipeline, settings, http)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, server.handle_exit)
+            server.run(sockets=[listener])
+        finally:
+            pipeline.stop()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it accepts connections; signals are ours."""
+
+    when_started: staticmethod | None = None  # type: ignore[type-arg]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.when_started is not None:
+            self.when_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _announce(pipeline: Pipeline, settings: Settings, http: str) -> None:
+    pipeline.announce(http)
+    open_to_all = "anonymous clients, everything allowed" + (
+        " (insecure = true)" if settings.mqtt.insecure else ""
+    )
+    token = "with the administrator's token" if settings.admin_token else "open API, no token set"
+    print(f"mqtt  listening on {pipeline.gateway.address()} ({open_to_all})", flush=True)  # noqa: T201
+    print(f"http  listening on {http} ({token})", flush=True)  # noqa: T201
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ListenError(
+            f"opening the HTTP listener on {host}:{port}: {error.strerror}; stop the program that uses the port, or "
+            f"choose another with --set http.port=0 (0 picks a free one)"
+        ) from error
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def configure_logging() -> None:
+    """Structured logs on stderr: readable on a terminal, one JSON object per line elsewhere."""
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,148 @@
+"""Settings: sources, durations, and mistakes that name key, value and remedy."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater import config, reference
+from headwater.errors import ConfigError
+
+STREAM = '[streams.t]\ntopic = "dt/{device}"\nfields = { temperature = "double" }\n'
+
+
+def load(
+    tmp_path: Path, text: str, *overrides: str, environ: dict[str, str] | None = None
+) -> config.Settings:
+    path = tmp_path / "headwater.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, overrides, environ or {})
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides)
+    return str(caught.value)
+
+
+def test_defaults_bind_to_loopback() -> None:
+    settings = config.load(None, (), {})
+    assert (settings.mqtt.host, settings.mqtt.port) == ("127.0.0.1", 1883)
+    assert (settings.http.host, settings.http.port) == ("127.0.0.1", 8080)
+    assert settings.log.durability == "sync"
+
+
+def test_override_beats_environment_beats_file(tmp_path: Path) -> None:
+    text = "[mqtt]\nport = 1\n[http]\nport = 1\n[log]\npartitions = 1\n"
+    environ = {
+        "HEADWATER_HTTP__PORT": "2",
+        "HEADWATER_LOG__PARTITIONS": "2",
+        "HEADWATER_ADMIN_TOKEN": "secret",
+    }
+    settings = load(tmp_path, text, "log.partitions=3", environ=environ)
+    assert (settings.mqtt.port, settings.http.port, settings.log.partitions) == (1, 2, 3)
+    assert settings.admin_token is not None
+    assert "secret" not in repr(settings)
+
+
+def test_port_may_name_its_host(tmp_path: Path) -> None:
+    settings = load(tmp_path, "", "mqtt.port=127.0.0.2:0", "http.port=[::1]:80")
+    assert (settings.mqtt.host, settings.mqtt.port) == ("127.0.0.2", 0)
+    assert (settings.http.host, settings.http.port) == ("::1", 80)
+
+
+def test_stream_declaration(tmp_path: Path) -> None:
+    text = (
+        '[streams.t]\ntopic = "dt/{site}/{device}/x"\ntime = "ts"\nlateness = "1h"\n'
+        'fields = { a = "double", rssi = { type = "bigint", path = "radio.rssi" } }\n'
+    )
+    stream = load(tmp_path, text).streams["t"]
+    assert stream.captures == ["site", "device"]
+    assert stream.key_column == "device"
+    assert stream.lateness == 3_600_000_000
+    assert stream.fields["rssi"].path == "radio.rssi"
+
+
+@pytest.mark.parametrize(
+    ("topic", "fields", "key"),
+    [
+        ("a/{device}/{sensor}", '{ x = "double" }', "device"),
+        ("a/{plant}/{line}", '{ x = "double" }', "line"),
+        ("a/b", '{ device = "string" }', "device"),
+        ("a/b", '{ x = "double" }', None),
+    ],
+)
+def test_key_defaults(tmp_path: Path, topic: str, fields: str, key: str | None) -> None:
+    settings = load(tmp_path, f'[streams.t]\ntopic = "{topic}"\nfields = {fields}\n')
+    assert settings.streams["t"].key_column == key
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[mqtt]\nprot = 1\n", "mqtt.prot: unknown key; did you mean 'port'?"),
+        ("[mqt]\nport = 1\n", "mqt: unknown key; did you mean 'mqtt'?"),
+        ("[mqtt]\nport = 70000\n", "mqtt.port: Input should be less than or equal to 65535 (found 70000)"),
+        (
+            '[log]\ndurability = "never"\n',
+            "log.durability: Input should be 'sync' or 'async' (found 'never')",
+        ),
+        ('[log]\nkind = "kafka"\n', "log.kind: Input should be 'embedded' (found 'kafka')"),
+        ('[store]\nflush_interval = "10 minutes"\n', "is no duration; write a number with ms, s, m, h or d"),
+        ("x = \n", "reading configuration"),
+        ('[streams.t]\ntopic = "a"\n', "streams.t.fields: is required"),
+        ('[streams.t]\ntopic = "a"\nfields = {}\n', "at least one declared field"),
+        ('[streams.t]\ntopic = "a/{x"\nfields = { y = "double" }\n', "level '{x' is neither text"),
+        ('[streams.t]\ntopic = "a/#/b"\nfields = { y = "double" }\n', "level '#' is neither text"),
+        ('[streams.t]\ntopic = "$SYS/a"\nfields = { y = "double" }\n', "`$` topics belong to the server"),
+        ('[streams.t]\ntopic = "a/{x}/{x}"\nfields = { y = "double" }\n', "captures a name twice"),
+        ('[streams.t]\ntopic = "a"\nfields = { ts = "double" }\n', "column 'ts' is reserved"),
+        ('[streams.t]\ntopic = "a"\nfields = { Y = "double" }\n', "a name is lower-case letters"),
+        ('[streams.t]\ntopic = "a"\nfields = { y = "binary" }\n', "JSON holds no binary"),
+        (
+            '[streams.t]\ntopic = "a"\nkey = "z"\nfields = { y = "double" }\n',
+            "key 'z' is neither a captured level",
+        ),
+        ('[streams.t]\ntopic = "a"\nkey = "y"\nfields = { y = "double" }\n', "a key must be a string"),
+        (STREAM + '[queries.t]\nsql = "SELECT 1"\n', "'t' is both a stream and a query"),
+        (
+            STREAM + '[alarms.a]\non = "tt"\nwhere = "x > 1"\n',
+            "'tt' is no stream or query; did you mean 't'?",
+        ),
+        (STREAM + '[alarms.a]\non = "t"\nwhere = "x"\nnotify = ["ops"]\n', "'ops' is no [notify.*] target"),
+        ('[streams.dead_letters]\ntopic = "a"\nfields = { y = "double" }\n', "is a table of the product"),
+    ],
+)
+def test_mistake_names_key_value_and_remedy(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, text)
+
+
+def test_open_listener_must_be_asked_for_in_so_many_words(tmp_path: Path) -> None:
+    assert "mqtt.insecure = true" in refusal(tmp_path, "", "mqtt.host=0.0.0.0")
+    assert "http.insecure = true" in refusal(tmp_path, "", "http.host=0.0.0.0")
+    assert load(tmp_path, "", "mqtt.host=0.0.0.0", "mqtt.insecure=true").mqtt.insecure
+
+
+def test_override_without_value_is_refused(tmp_path: Path) -> None:
+    assert "write section.key=value" in refusal(tmp_path, "", "mqtt.port")
+
+
+def test_commented_config_is_a_working_config(tmp_path: Path) -> None:
+    settings = load(tmp_path, reference.commented_config())
+    assert list(settings.streams) == ["telemetry"]
+    assert list(settings.alarms) == ["overheat"]
+
+
+def test_every_default_of_the_commented_config_is_accepted(tmp_path: Path) -> None:
+    uncommented = [
+        line.removeprefix("# ").split("  # ")[0]
+        for line in reference.commented_config().split(reference.EXAMPLE)[1].splitlines()
+    ]
+    assert load(tmp_path, "\n".join(uncommented)) == config.load(None, (), {})
+
+
+@given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["ms", "s", "m", "h", "d"]))
+def test_duration_is_its_number_times_its_unit(number: int, unit: str) -> None:
+    unit_us = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}[unit]
+    assert config.parse_duration_us(f"{number}{unit}") == number * unit_us
