@@ -25,8 +25,10 @@ def library() -> Path:
     folder = tempfile.mkdtemp(prefix="forgetful-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     built = Path(folder) / "forgetful.so"
-    options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE", "-fvisibility=hidden", "-shared"]
-    subprocess.run([COMPILER, *options, "-fPIC", SOURCE, "-o", built, "-ldl", "-lpthread"], check=True)
+    options = (
+        "-std=gnu11 -O2 -Wall -Wextra -Werror -U_FORTIFY_SOURCE -fvisibility=hidden -shared -fPIC".split()
+    )
+    subprocess.run([COMPILER, *options, SOURCE, "-o", built, "-ldl", "-lpthread"], check=True)
     return built
 
 

@@ -9,9 +9,9 @@ folder. What survives:
 - a rename between two folders: when either of them was fsynced later, with everything older in both, as one
   transaction of a journaling file system
 
-With a seed, part of what was not synced survives as well: names up to a random moment, in order, as a journal keeps them;
-bytes in whole blocks of 512 or 4096 bytes, each block in any of the versions that were written, in no order; and any of
-the lengths that the file had on the way.
+With a seed, part of what was not synced survives as well: names up to a random moment, in order, as a journal keeps
+them; bytes in whole blocks of 512 or 4096 bytes, each block in any of the versions that were written, in no order;
+and any of the lengths that the file had on the way.
 
 Records of the journal, little-endian, all fields 8 bytes but the first two:
 

@@ -45,7 +45,9 @@ def run(layer: Layer, program: str) -> None:
 def contents(folder: Path) -> dict[str, str | None]:
     """Every name below the folder with a digest of its bytes; None for a folder."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else None
         for path in sorted(folder.rglob("*"))
     }
 
