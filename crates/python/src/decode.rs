@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::arrow::batch_to_python;
-use crate::errors;
+use crate::{errors, rows};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode, module)?)
@@ -64,11 +64,11 @@ fn decode_batch(spec: &StreamSpec, payload: &[u8], received_at_us: i64) -> Resul
     let mut decoded = Decoded::new();
     plan.decode(payload, &[], received_at_us, &mut decoded)
         .map_err(|error| format!("{}: {error}", error.reason()))?;
-    let mut rows = Rows::new(schema);
+    let mut readings = Rows::new(schema);
     for row in 0..decoded.rows() {
-        rows.push(decoded.cells(row)).map_err(|error| error.to_string())?;
+        readings.push(decoded.cells(row)).map_err(|error| error.to_string())?;
     }
-    rows.to_batch().map_err(|error| error.to_string())
+    rows::to_batch(&readings)
 }
 
 #[pyfunction]

@@ -107,9 +107,10 @@ impl PyLog {
         let found = self.log.recovery();
         let report = PyDict::new(py);
         report.set_item("epoch", found.epoch)?;
-        report.set_item("cut_bytes", found.cut_bytes)?;
-        report.set_item("messages", found.messages.clone())?;
-        report.set_item("elapsed_ms", found.elapsed.as_secs_f64() * 1e3)?;
+        report.set_item("segments", found.segments)?;
+        report.set_item("keys", found.keys)?;
+        report.set_item("torn_tail", found.torn.as_ref().map(ToString::to_string))?;
+        report.set_item("took_ms", found.took.as_secs_f64() * 1e3)?;
         Ok(report)
     }
 
@@ -143,8 +144,8 @@ impl PyLog {
         }
         let parts: Vec<&Rows> = staged.iter().collect();
         let receipt = py.detach(|| self.log.append(&parts)).map_err(|error| errors::of_log(py, error))?;
-        let blocks = receipt.blocks.iter();
-        Ok(blocks.map(|block| (block.stream.0, block.partition.0, block.base.0, block.rows)).collect())
+        let ranges = receipt.ranges.iter();
+        Ok(ranges.map(|(stream, partition, base, rows)| (stream.0, partition.0, base.0, *rows)).collect())
     }
 
     #[pyo3(signature = (stream, offsets, columns = None))]

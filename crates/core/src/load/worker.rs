@@ -1,0 +1,451 @@
+//! One thread of the fleet: what its devices send, and when.
+//!
+//! With a rate, a cursor runs over the thread's devices in the order in which they are due, one message
+//! per write as real devices do it. Flat out, each connection fills its window in batches. A device that
+//! could not send when it was due keeps only the number of its next reading and catches up later. `links`
+//! holds the other half: connections that come, answer and go.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+
+use super::connection::{Connection, Io, State};
+use super::fleet::{ABANDON, RUN, Shared};
+use super::options::FleetOptions;
+use super::pace::{Device, Lineup};
+use super::payloads::Payloads;
+use super::report::Counters;
+use super::schedule::phase;
+use crate::mqtt::disconnect::Disconnect;
+use crate::mqtt::{Properties, Publish, QoS, ReasonCode};
+
+pub const WAKER: Token = Token(usize::MAX);
+
+/// Bytes encoded before a write when flat out; also the most that waits for one socket.
+const BATCH_BYTES: usize = 64 * 1024;
+pub(super) const READ_BYTES: usize = 64 * 1024;
+/// Messages of one connection before the others get their turn.
+const TURN_MESSAGES: usize = 4_096;
+
+pub struct Worker {
+    pub(super) options: Arc<FleetOptions>,
+    pub(super) payloads: Arc<Payloads>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) poll: Poll,
+    started: Instant,
+    pub(super) connections: Vec<Connection>,
+    /// Those of connection c begin at c * devices_per_connection.
+    devices: Vec<Device>,
+    devices_left: usize,
+    /// None: flat out.
+    lineup: Option<Lineup>,
+    generating: bool,
+    pub(super) in_flight: u64,
+    pub(super) connect_now: VecDeque<u32>,
+    pub(super) retries: BinaryHeap<Reverse<(u64, u32)>>,
+    pub(super) connecting: usize,
+    /// Connections that can go on: something was acknowledged, flushed, or is left of their turn.
+    ready: VecDeque<u32>,
+    pub(super) next_sweep_ns: u64,
+    pub(super) counters: Counters,
+    pub(super) latencies_us: Vec<u64>,
+    fault_readings: Vec<(usize, u64)>,
+    pub(super) last_error: Option<String>,
+    /// Flat out: the duration is over.
+    time_is_up: bool,
+    finished_at: Option<Duration>,
+    topic: String,
+    payload: Vec<u8>,
+    pub(super) batch: Vec<u8>,
+    pub(super) read_buffer: Vec<u8>,
+}
+
+impl Worker {
+    /// Thread `at` of `count` takes every `count`-th connection.
+    pub fn new(
+        options: Arc<FleetOptions>,
+        payloads: Arc<Payloads>,
+        shared: Arc<Shared>,
+        poll: Poll,
+        started: Instant,
+        at: usize,
+        count: usize,
+    ) -> Worker {
+        let (mut connections, mut devices, mut phases) = (Vec::new(), Vec::new(), Vec::new());
+        for number in (at as u32..options.connections()).step_by(count) {
+            let first = number * options.devices_per_connection;
+            let end = first.saturating_add(options.devices_per_connection).min(options.devices);
+            let (window, keep_alive_s) = (options.window, options.keep_alive_s);
+            connections.push(Connection::new(number, first, end - first, window, keep_alive_s));
+            devices.extend((first..end).map(|d| Device::new(&options, d)));
+            phases.extend((first..end).map(phase));
+        }
+        let rate = options.rate_per_device;
+        Worker {
+            devices_left: devices.iter().filter(|device| !device.is_done()).count(),
+            connect_now: (0..connections.len() as u32).collect(),
+            lineup: (rate > 0.0).then(|| Lineup::new(&phases, rate)),
+            options,
+            payloads,
+            shared,
+            poll,
+            started,
+            connections,
+            devices,
+            generating: true,
+            in_flight: 0,
+            retries: BinaryHeap::new(),
+            connecting: 0,
+            ready: VecDeque::new(),
+            next_sweep_ns: 0,
+            counters: Counters::default(),
+            latencies_us: Vec::new(),
+            fault_readings: Vec::new(),
+            last_error: None,
+            time_is_up: false,
+            finished_at: None,
+            topic: String::new(),
+            payload: Vec::new(),
+            batch: Vec::with_capacity(BATCH_BYTES),
+            read_buffer: vec![0; READ_BYTES],
+        }
+    }
+
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(1_024);
+        let mut drain_until_ns = None;
+        loop {
+            let now_ns = self.now_ns();
+            match self.shared.stop.load(Ordering::Acquire) {
+                RUN => {}
+                ABANDON => break,
+                _ => {
+                    self.generating = false;
+                    let drain_ns = self.options.drain.as_nanos().min(u128::from(u64::MAX / 2)) as u64;
+                    let until_ns = *drain_until_ns.get_or_insert(now_ns + drain_ns);
+                    if self.is_drained() || now_ns >= until_ns {
+                        break;
+                    }
+                }
+            }
+            self.connect_some(now_ns);
+            if self.is_paced() {
+                self.send_due(now_ns);
+            } else if self.end_ns().is_some_and(|end_ns| now_ns >= end_ns) {
+                (self.generating, self.time_is_up) = (false, true);
+            }
+            for _ in 0..self.ready.len() {
+                if let Some(c) = self.ready.pop_front() {
+                    self.connections[c as usize].queued = false;
+                    self.go_on(c as usize);
+                }
+            }
+            self.sweep(now_ns);
+            self.publish();
+            let timeout = self.timeout(drain_until_ns);
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout)) {
+                if error.kind() == std::io::ErrorKind::Interrupted {
+                    continue;
+                }
+                self.last_error = Some(format!("waiting for sockets: {error}"));
+                break;
+            }
+            for event in events.iter().filter(|event| event.token() != WAKER) {
+                self.on_event(event);
+            }
+        }
+        self.say_goodbye();
+        self.publish();
+    }
+
+    pub(super) fn is_paced(&self) -> bool {
+        self.options.rate_per_device > 0.0
+    }
+
+    pub(super) fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    fn end_ns(&self) -> Option<u64> {
+        self.options.duration.map(|duration| duration.as_nanos().min(u128::from(u64::MAX)) as u64)
+    }
+
+    // ---- when devices are due
+
+    /// Readings of device `j` that are due, whether or not they were sent.
+    fn due(&self, j: usize) -> u64 {
+        match &self.lineup {
+            Some(lineup) => lineup.due(j),
+            None if self.generating => u64::MAX,
+            None => 0,
+        }
+    }
+
+    /// The connection of device `j` and the device's place on it.
+    fn owner(&self, j: usize) -> (usize, u32) {
+        let dpc = self.options.devices_per_connection as usize;
+        (j / dpc, (j % dpc) as u32)
+    }
+
+    /// Sends what is due by `now_ns`.
+    fn send_due(&mut self, now_ns: u64) {
+        while self.generating && self.devices_left > 0 {
+            let Some(j) = self.lineup.as_mut().and_then(|lineup| lineup.pass(now_ns)) else { return };
+            let (c, _) = self.owner(j);
+            if self.connections[c].behind {
+                continue;
+            }
+            if !self.can_send(c) {
+                self.set_behind(c, !self.devices[j].is_done());
+            } else if let Some(n) = self.next_reading(j) {
+                self.send_one(c, j, n);
+            }
+        }
+    }
+
+    /// The next reading that device `j` sends, if it is due: leaves out what dropouts swallow.
+    fn next_reading(&mut self, j: usize) -> Option<u64> {
+        let (c, at) = self.owner(j);
+        let d = self.connections[c].first_device + at;
+        let due = self.due(j);
+        loop {
+            let device = self.devices.get_mut(j)?;
+            if device.is_done() || device.next >= due {
+                return None;
+            }
+            match self.payloads.next_sent(d, device.next) {
+                (n, None) => return Some(n),
+                (end, Some(fault)) => {
+                    // Flat out the whole gap is passed at once: nothing else tells its time.
+                    let next = end.min(device.end).min(due.max(device.next + 1));
+                    let left_out = next - device.next;
+                    device.next = next;
+                    self.devices_left -= usize::from(device.is_done());
+                    self.counters.left_out += left_out;
+                    self.fault_readings.push((fault, left_out));
+                }
+            }
+        }
+    }
+
+    // ---- sending
+
+    fn can_send(&self, c: usize) -> bool {
+        let connection = &self.connections[c];
+        connection.is_clear() && (self.options.qos == 0 || connection.window.has_room())
+    }
+
+    pub(super) fn set_behind(&mut self, c: usize, behind: bool) {
+        let connection = &mut self.connections[c];
+        match (connection.behind, behind) {
+            (false, true) => self.counters.connections_behind += 1,
+            (true, false) => self.counters.connections_behind -= 1,
+            _ => {}
+        }
+        connection.behind = behind;
+    }
+
+    /// Appends the PUBLISH of reading `n` of device `d` to the batch. `packet_id` None: QoS 0.
+    pub(super) fn encode(&mut self, d: u32, n: u64, packet_id: Option<u16>, dup: bool) {
+        self.topic.clear();
+        self.payload.clear();
+        self.payloads.write_topic(d, &mut self.topic);
+        self.payloads.write(d, n, &mut self.payload);
+        let publish = Publish {
+            dup,
+            qos: if packet_id.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce },
+            retain: false,
+            topic: &self.topic,
+            packet_id: packet_id.unwrap_or(0),
+            properties: Properties::NONE,
+            payload: &self.payload,
+        };
+        let before = self.batch.len();
+        publish.encode(self.options.protocol, &mut self.batch);
+        self.counters.bytes += (self.batch.len() - before) as u64;
+    }
+
+    /// Encodes reading `n` of device `j` for the first time and books it as sent.
+    fn encode_new(&mut self, c: usize, j: usize, n: u64, now_ns: u64) {
+        let (_, at) = self.owner(j);
+        let connection = &mut self.connections[c];
+        let d = connection.first_device + at;
+        let packet_id = (self.options.qos > 0).then(|| connection.window.push(d, n, now_ns));
+        self.in_flight += u64::from(packet_id.is_some());
+        self.encode(d, n, packet_id, false);
+        self.counters.sent += 1;
+        self.fault_readings.extend(self.payloads.touching(d, n).map(|fault| (fault, 1)));
+        if let Some(device) = self.devices.get_mut(j) {
+            device.next = n + 1;
+            device.left -= 1;
+            self.devices_left -= usize::from(device.is_done());
+        }
+    }
+
+    fn send_one(&mut self, c: usize, j: usize, n: u64) {
+        let now_ns = self.now_ns();
+        self.batch.clear();
+        self.encode_new(c, j, n, now_ns);
+        self.write_batch(c, now_ns);
+    }
+
+    pub(super) fn write_batch(&mut self, c: usize, now_ns: u64) {
+        if let Io::Lost(error) = self.connections[c].write(&self.batch, now_ns) {
+            self.lose(c, format!("writing: {error}"));
+        }
+    }
+
+    /// Lets connection `c` send what it can: the rest of the last batch, resends, then new readings.
+    fn go_on(&mut self, c: usize) {
+        if self.connections[c].state != State::Up {
+            return;
+        }
+        if let Io::Lost(error) = self.connections[c].flush() {
+            return self.lose(c, format!("writing: {error}"));
+        }
+        self.resend(c);
+        if self.is_paced() {
+            self.catch_up(c);
+        } else {
+            self.fill(c);
+        }
+    }
+
+    fn resend(&mut self, c: usize) {
+        while self.connections[c].is_clear() {
+            let now_ns = self.now_ns();
+            self.batch.clear();
+            while self.batch.len() < BATCH_BYTES {
+                let Some((message, id)) = self.connections[c].window.next_resend(now_ns) else { break };
+                self.encode(message.device, message.n, Some(id), true);
+                self.counters.resent += 1;
+            }
+            if self.batch.is_empty() {
+                return;
+            }
+            self.write_batch(c, now_ns);
+        }
+    }
+
+    /// Sends what became due while the connection was down or its window full, one message per write.
+    fn catch_up(&mut self, c: usize) {
+        let devices = self.connections[c].devices;
+        let first = c * self.options.devices_per_connection as usize;
+        let mut turn = 0;
+        for _ in 0..devices {
+            if !self.connections[c].behind {
+                return;
+            }
+            let at = self.connections[c].next_device;
+            while self.generating && !self.devices[first + at as usize].is_done() {
+                if turn == TURN_MESSAGES {
+                    return self.make_ready(c);
+                }
+                if !self.can_send(c) {
+                    return;
+                }
+                let Some(n) = self.next_reading(first + at as usize) else { break };
+                self.send_one(c, first + at as usize, n);
+                turn += 1;
+            }
+            self.connections[c].next_device = (at + 1) % devices;
+        }
+        self.set_behind(c, false);
+    }
+
+    /// Flat out: batches until the window or the socket is full.
+    fn fill(&mut self, c: usize) {
+        let devices = self.connections[c].devices;
+        let first = c * self.options.devices_per_connection as usize;
+        let (mut turn, mut passed) = (0, 0);
+        while self.generating && passed < devices && self.can_send(c) {
+            if turn >= TURN_MESSAGES {
+                return self.make_ready(c);
+            }
+            let now_ns = self.now_ns();
+            self.batch.clear();
+            while passed < devices && self.batch.len() < BATCH_BYTES && self.can_send(c) {
+                let at = self.connections[c].next_device;
+                self.connections[c].next_device = (at + 1) % devices;
+                match self.next_reading(first + at as usize) {
+                    Some(n) => {
+                        self.encode_new(c, first + at as usize, n, now_ns);
+                        (turn, passed) = (turn + 1, 0);
+                    }
+                    None => passed += 1,
+                }
+            }
+            self.write_batch(c, now_ns);
+        }
+    }
+
+    pub(super) fn make_ready(&mut self, c: usize) {
+        if !self.connections[c].queued {
+            self.connections[c].queued = true;
+            self.ready.push_back(c as u32);
+        }
+    }
+
+    // ---- ending and telling
+
+    fn is_drained(&self) -> bool {
+        self.in_flight == 0 && self.connections.iter().all(Connection::is_flushed)
+    }
+
+    fn say_goodbye(&mut self) {
+        let mut goodbye = Vec::new();
+        let normal = Disconnect { reason: ReasonCode::Success, properties: Properties::NONE };
+        normal.encode(self.options.protocol, &mut goodbye);
+        for c in 0..self.connections.len() {
+            if self.connections[c].is_clear() {
+                let now_ns = self.now_ns();
+                // The end of the connection says the same if this cannot be written.
+                let _ = self.connections[c].write(&goodbye, now_ns);
+            }
+            let connection = &mut self.connections[c];
+            self.counters.connections_up -= u64::from(connection.state == State::Up);
+            connection.state = State::Down;
+            connection.stream = None;
+        }
+    }
+
+    fn publish(&mut self) {
+        let over = self.devices_left == 0 || self.time_is_up;
+        if self.finished_at.is_none() && over && self.is_drained() {
+            self.finished_at = Some(self.started.elapsed());
+        }
+        let mut shown = self.shared.shown.lock();
+        shown.counters = self.counters;
+        for latency_us in self.latencies_us.drain(..) {
+            shown.ack_latency_us.saturating_record(latency_us);
+        }
+        for (fault, readings) in self.fault_readings.drain(..) {
+            if let Some(sum) = shown.fault_readings.get_mut(fault) {
+                *sum += readings;
+            }
+        }
+        if let Some(error) = self.last_error.take() {
+            shown.last_error = Some(error);
+        }
+        shown.finished_at = self.finished_at;
+    }
+
+    fn timeout(&self, drain_until_ns: Option<u64>) -> Duration {
+        if !self.ready.is_empty() {
+            return Duration::ZERO;
+        }
+        let mut wake_ns = self.next_sweep_ns.min(drain_until_ns.unwrap_or(u64::MAX));
+        if self.generating && self.devices_left > 0 {
+            let due_ns = self.lineup.as_ref().map(Lineup::next_ns).or(self.end_ns());
+            wake_ns = wake_ns.min(due_ns.unwrap_or(u64::MAX));
+        }
+        if let Some(&Reverse((at_ns, _))) = self.retries.peek() {
+            wake_ns = wake_ns.min(at_ns);
+        }
+        Duration::from_nanos(wake_ns.saturating_sub(self.now_ns()))
+    }
+}
