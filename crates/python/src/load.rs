@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use headwater_core::load::{Fault, FaultKind, FieldModel, Fleet, FleetOptions, FleetReport, Protocol};
+use headwater_core::load::{Fault, FaultKind, FieldModel, Fleet, FleetOptions, FleetReport};
+use headwater_core::mqtt::Version;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -96,8 +97,8 @@ impl Options {
         Ok(FleetOptions {
             address: self.address.parse().map_err(|error| invalid(format!("{:?}: {error}", self.address)))?,
             protocol: match self.protocol.as_str() {
-                "3.1.1" => Protocol::V311,
-                "5" => Protocol::V5,
+                "3.1.1" => Version::V311,
+                "5" => Version::V5,
                 other => return Err(invalid(format!("protocol {other:?} is neither 3.1.1 nor 5"))),
             },
             devices: self.devices,
