@@ -309,7 +309,7 @@ def parse_fault(text: str) -> Fault:
     """
     parts = text.strip().split(":")
     if len(parts) not in {5, 6}:
-        raise ConfigError(f"fault {text!r} has {len(parts)} parts; write {_FAULT_FORM}")
+        raise ConfigError(f"fault {text!r} has {len(parts)} part(s); write {_FAULT_FORM}")
     kind_text = parts[0].strip().replace("-", "_")
     if kind_text not in list(FaultKind):
         near = get_close_matches(kind_text, list(FaultKind), n=1)
@@ -402,7 +402,9 @@ def _address(host: str, port: int) -> str:
     except (OSError, OverflowError) as error:
         raise ConfigError(f"cannot find the MQTT server {host}:{port}: {error}") from error
     family, _, _, _, address = found[0]
-    return f"[{address[0]}]:{address[1]}" if family == socket.AF_INET6 else f"{address[0]}:{address[1]}"
+    ip = address[0]
+    assert isinstance(ip, str)
+    return f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}"
 
 
 def _report(values: dict[str, Any]) -> FleetReport:

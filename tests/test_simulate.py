@@ -95,16 +95,20 @@ def options(broker: Broker, **changes: Any) -> FleetOptions:
 
 def test_a_fault_is_read_from_text() -> None:
     assert parse_fault("spike:d000007:temperature:30:1") == Fault(FaultKind.SPIKE, 7, "temperature", 30, 1)
-    assert parse_fault("drift:12:humidity:5m:1h:0.5") == Fault(FaultKind.DRIFT, 12, "humidity", 300, 3600, 0.5)
+    assert parse_fault("drift:12:humidity:5m:1h:0.5") == Fault(
+        FaultKind.DRIFT, 12, "humidity", 300, 3600, 0.5
+    )
     assert parse_fault("dropout:d000001::10:5") == Fault(FaultKind.DROPOUT, 1, None, 10, 5)
-    assert parse_fault("clock-skew:d000001:-:10s:5s:-120") == Fault(FaultKind.CLOCK_SKEW, 1, None, 10, 5, -120)
+    assert parse_fault("clock-skew:d000001:-:10s:5s:-120") == Fault(
+        FaultKind.CLOCK_SKEW, 1, None, 10, 5, -120
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "has 1 parts; write KIND:DEVICE:FIELD:START:DURATION"),
-        ("spike:d000007:temperature:30", "has 4 parts"),
+        ("", "has 1 part(s); write KIND:DEVICE:FIELD:START:DURATION"),
+        ("spike:d000007:temperature:30", "has 4 part(s)"),
         ("spke:d000007:temperature:30:1", "did you mean spike"),
         ("fire:d000007:temperature:30:1", "kinds are spike, shift, drift, stuck, dropout, clock_skew"),
         ("spike:seven:temperature:30:1", "'seven' is no device"),
@@ -261,9 +265,15 @@ def test_a_fault_written_as_text_is_read_back(
     assert parse_fault(str(fault)) == fault
 
 
-@given(st.text(max_size=60))
+@given(
+    st.text(max_size=60) | st.from_regex(r"(spike|dropout):d?[0-9]{1,9}:[a-z-]?:[0-9a-z.]{1,4}:[0-9.]{1,3}")
+)
 def test_any_text_is_a_fault_or_a_config_error(text: str) -> None:
     try:
-        parse_fault(text)
+        fault = parse_fault(text)
     except ConfigError as error:
-        assert repr(text) in str(error)
+        complaint = str(error)
+    else:
+        complaint = ""
+        assert parse_fault(str(fault)) == fault
+    assert not complaint or repr(text) in complaint
