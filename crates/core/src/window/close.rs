@@ -41,12 +41,14 @@ impl Tumble {
         Arc::new(Schema::new(fields))
     }
 
-    /// The next results of windows that end at or before `watermark_us`, at most `max_rows` of them; `None`: no more.
+    /// The next results of windows that end at or before `watermark_us`, at most `max_rows` (and at least one) of them; `None`: no more.
     ///
     /// Columns: `_key` uint32, `window_start` and `window_end` timestamp (us, UTC), `aggregate_0`, `aggregate_1`, ... in declared order, `revision`
     /// int64: 0 for the first result of a (window, key), one more each time a late row has changed it since.
     /// Rows are in order of window, then key. Call again until `None`: a large window comes out piece by piece.
     pub fn close(&mut self, watermark_us: i64, max_rows: usize) -> Option<RecordBatch> {
+        // A slice of nothing would read as the end.
+        let max_rows = max_rows.max(1);
         let mut rows = Rows::default();
         let closed: Vec<i64> = self
             .panes
