@@ -17,7 +17,7 @@ import structlog
 
 from headwater.alerts import history
 from headwater.alerts.conditions import Alarm, compile_alarm
-from headwater.alerts.history import Position
+from headwater.alerts.history import Position, alarms
 from headwater.alerts.machine import State
 from headwater.alerts.tracker import Judgement, Tracker
 from headwater.config import AlarmSettings
@@ -26,6 +26,8 @@ from headwater.errors import LogError
 from headwater.expressions import Frame
 from headwater.log.base import Log, Reader
 from headwater.records import READER_COLUMNS, Offsets, Schema
+
+__all__ = ["AlarmService", "alarms"]
 
 #: Reader under which a stream's common offsets are committed; an alarm's own start is under `alarms/<name>`.
 READER: Final = "alarms"
@@ -72,6 +74,12 @@ class AlarmService:
             self._streams = [
                 _StreamAlarms(log, database, connection, watching, clock) for watching in by_stream.values()
             ]
+
+    @staticmethod
+    def check(alarms: Mapping[str, AlarmSettings], schemas: Mapping[str, Schema]) -> None:
+        """Compiles every alarm and forgets it. raises: ConfigError"""
+        for name, settings in alarms.items():
+            compile_alarm(name, settings, schemas)
 
     def step(self) -> bool:
         """Judges what is there, at most BATCH_ROWS rows of each stream; True where there was something.

@@ -49,7 +49,7 @@ class Store(Protocol):
         """Takes what is new in the log and commits what is due; False when there was nothing to do. Never waits."""
 
     def flush(self) -> None:
-        """Commits every row taken so far, in whatever amount."""
+        """Commits every row that was durable in the log before the call, in whatever amount."""
 
     def query(self, sql: str, params: Sequence[object] = ()) -> pa.Table:
         """The result of one read-only SELECT over the tables of this store.

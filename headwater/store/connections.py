@@ -44,7 +44,10 @@ class Connections:
 
     @contextlib.contextmanager
     def borrow(self) -> Iterator[Query]:
-        """A connection for one query; waits for a free one within the time limit. raises: QueryLimitError, StoreError"""
+        """A connection for one query; waits for a free one within the time limit.
+
+        raises: QueryLimitError, StoreError
+        """
         deadline = time.monotonic() + self._settings.timeout / 1e6
         if not self._slots.acquire(timeout=self._settings.timeout / 1e6):
             raise QueryLimitError(
@@ -118,7 +121,8 @@ class Query:
                     )
                 if size > self._settings.memory_bytes:
                     raise QueryLimitError(
-                        f"the result is larger than {self._settings.memory_bytes} bytes; select less, or raise query.memory_bytes"
+                        f"the result is larger than {self._settings.memory_bytes} bytes; select less,"
+                        " or raise query.memory_bytes"
                     )
                 if time.monotonic() > self._deadline:
                     raise self._timeout()
@@ -140,7 +144,8 @@ class Query:
 
     def _timeout(self) -> QueryLimitError:
         return QueryLimitError(
-            f"the query ran longer than {self._settings.timeout / 1e6:g} s; narrow it, for instance by ts, or raise query.timeout"
+            f"the query ran longer than {self._settings.timeout / 1e6:g} s; narrow it, for instance by ts,"
+            " or raise query.timeout"
         )
 
     @contextlib.contextmanager
@@ -155,7 +160,12 @@ class Query:
             raise QueryLimitError(
                 f"the query needs more than {self._settings.memory_bytes} bytes; narrow it, or raise query.memory_bytes"
             ) from None
-        except (duckdb.IOException, duckdb.SerializationException, duckdb.FatalException, duckdb.InternalException) as error:
+        except (
+            duckdb.IOException,
+            duckdb.SerializationException,
+            duckdb.FatalException,
+            duckdb.InternalException,
+        ) as error:
             raise StoreError(f"reading a table failed: {self._text(error)}") from error
         except duckdb.Error as error:
             if ".parquet" in str(error):

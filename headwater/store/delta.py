@@ -109,7 +109,8 @@ class StoredTable:
     @property
     def version(self) -> int:
         """Number of the last transaction."""
-        return self._table.version()
+        version: int = self._table.version()
+        return version
 
     def offsets(self, partitions: int) -> Offsets | None:
         """Where the committed rows end; None before the first commit."""
@@ -212,7 +213,10 @@ class StoredTable:
         new = [column for column in columns if column.name not in known]
         if new:
             self._table.alter.add_columns(
-                [Field(column.name, PrimitiveType(_DELTA_TYPE[column.type]), nullable=True) for column in new],
+                [
+                    Field(column.name, PrimitiveType(_DELTA_TYPE[column.type]), nullable=True)
+                    for column in new
+                ],
                 commit_properties=CommitProperties(custom_metadata={_ACTIONS: "1"}),
                 post_commithook_properties=_NO_HOOKS,
             )
@@ -229,7 +233,9 @@ class StoredTable:
             try:
                 size = path.stat().st_size
             except FileNotFoundError:
-                raise StoreError(f"table {self.name!r}: its file {row['path']} is missing; restore it from a copy") from None
+                raise StoreError(
+                    f"table {self.name!r}: its file {row['path']} is missing; restore it from a copy"
+                ) from None
             if size != row["size_bytes"]:
                 raise StoreError(
                     f"table {self.name!r}: its file {row['path']} has {size} bytes, committed were {row['size_bytes']};"
@@ -238,7 +244,7 @@ class StoredTable:
             match = _DATA_FILE.fullmatch(path.name)
             tag = match[1] if match else path.name
             if tag not in columns_of:
-                columns_of[tag] = frozenset(pq.read_schema(path).names)
+                columns_of[tag] = self._columns_of(path)
             found.append(
                 DataFile(
                     path,
@@ -251,6 +257,14 @@ class StoredTable:
                 )
             )
         self.files = tuple(sorted(found, key=lambda file: file.path.name))
+
+    def _columns_of(self, path: Path) -> frozenset[str]:
+        try:
+            return frozenset(pq.read_schema(path).names)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(
+                f"table {self.name!r}: file {path.parent.name}/{path.name} is damaged: {error}; restore it from a copy"
+            ) from error
 
     def _data_file(self, hour: str, file: Written) -> DataFile:
         stats = json.loads(file.stats)
@@ -324,7 +338,9 @@ def _recover(log: Path, messages: list[str]) -> bool:
             )
         durable.remove(path)
         versions.pop()
-        messages.append(f"table {name!r}: removed transaction {version}, torn at the end of its log ({fault})")
+        messages.append(
+            f"table {name!r}: removed transaction {version}, torn at the end of its log ({fault})"
+        )
     return bool(versions) or checkpoint >= 0
 
 
@@ -337,7 +353,7 @@ def _recover_checkpoint(log: Path, messages: list[str]) -> int:
         except (ValueError, KeyError, TypeError):
             # A hint for readers only: the directory shows the checkpoints as well.
             durable.remove(last)
-            messages.append(f"table {log.parent.name!r}: removed a torn _last_checkpoint; the checkpoints are still there")
+            messages.append(f"table {log.parent.name!r}: removed a torn _last_checkpoint")
     while found := [int(m[1]) for path in log.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))]:
         version = max(found)
         path = log / f"{version:020d}.checkpoint.parquet"
@@ -353,7 +369,9 @@ def _recover_checkpoint(log: Path, messages: list[str]) -> int:
                 ) from None
             last.unlink(missing_ok=True)
             durable.remove(path)
-            messages.append(f"table {log.parent.name!r}: removed checkpoint {version}, torn at the end of its log")
+            messages.append(
+                f"table {log.parent.name!r}: removed checkpoint {version}, torn at the end of its log"
+            )
     return -1
 
 
@@ -368,7 +386,7 @@ def _fault(commit: Path) -> str | None:
         return "not JSON"
     if not all(isinstance(action, dict) for action in actions):
         return "not a list of actions"
-    info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    info: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
     expected = info.get(_ACTIONS)
     if expected is not None and int(expected) != len(actions) - 1:
         return f"{len(actions) - 1} of {expected} actions"
@@ -388,5 +406,3 @@ def _micros(value: object) -> int | None:
     value = value if value.tzinfo else value.replace(tzinfo=UTC)
     whole = value - datetime(1970, 1, 1, tzinfo=UTC)
     return (whole.days * 86_400 + whole.seconds) * 1_000_000 + whole.microseconds
-
-

@@ -26,7 +26,10 @@ def sync_directory(path: Path) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Gives a finished file its name: either the whole file has it after a power cut, or no file has. raises: OSError"""
+    """Gives a finished file its name: after a power cut either the whole file has it, or no file.
+
+    raises: OSError
+    """
     sync_file(temporary)
     os.rename(temporary, final)
     sync_directory(final.parent)

@@ -1,8 +1,8 @@
 """The embedded store: Delta Lake tables on the local disk, and DuckDB over their files and the log's tail.
 
-Way of a row: log -> tail (in memory) -> sorted Parquet file -> Delta transaction with the log offsets -> only then may the
-log forget it. A query reads the committed files and the tail under one lock-protected snapshot, so that a flush beside
-it neither doubles nor hides a row.
+Way of a row: log -> tail (in memory) -> sorted Parquet file -> Delta transaction with the log offsets -> only then
+may the log forget it. A query reads the committed files and the tail under one lock-protected snapshot, so that a flush
+beside it neither doubles nor hides a row.
 
 Locks, in the order in which they may be taken: `_flushing` (one flush at a time, held while it writes), then `_lock`
 (tails and lists of files, held for short).
@@ -90,7 +90,12 @@ class EmbeddedStore:
     """
 
     def __init__(
-        self, log: Log, directory: Path, settings: StoreSettings, query: QuerySettings, clock: Callable[[], int]
+        self,
+        log: Log,
+        directory: Path,
+        settings: StoreSettings,
+        query: QuerySettings,
+        clock: Callable[[], int],
     ) -> None:
         self._log = log
         self._directory = directory.absolute() / "tables"
@@ -115,7 +120,7 @@ class EmbeddedStore:
                 offsets = start
                 if any(start):
                     self._messages.append(
-                        f"table {schema.name!r} is new and begins at offsets {start}: the log no longer has the rows before"
+                        f"table {schema.name!r} is new and begins at offsets {start}: the log has no rows before them"
                     )
             # Also when the table is known: its unflushed rows are read again, with the new columns.
             tail = Tail(schema, self._log.reader(schema.stream, offsets), offsets)
@@ -134,13 +139,14 @@ class EmbeddedStore:
         return self._flush_due() or did
 
     def flush(self) -> None:
+        self._snapshot(frozenset(self._entries))
         with self._flushing:
             for entry in self._all():
                 self._flush(entry)
 
     def query(self, sql: str, params: Sequence[object] = ()) -> pa.Table:
         with self._connections.borrow() as query:
-            checked = guard.check(query.cursor, sql, self._entries.keys())
+            checked = guard.check(query.cursor, sql, list(self._entries))
             # One transaction, so that now() means the same when files are chosen and when rows are.
             query.cursor.begin()
             snapshots = self._snapshot(checked.tables)
@@ -251,7 +257,9 @@ class EmbeddedStore:
                 else:
                     entry.tail.thaw(now)
             if isinstance(error, (OSError, pa.ArrowException)):
-                raise StoreError(f"writing {rows.num_rows} rows of table {entry.schema.name!r}: {error}") from error
+                raise StoreError(
+                    f"writing {rows.num_rows} rows of table {entry.schema.name!r}: {error}"
+                ) from error
             raise
         with self._lock:
             self._verified.update(file.path for file in stored.files[len(entry.files) :])
@@ -291,7 +299,8 @@ class EmbeddedStore:
                 return False
             if not entry.tail.read(_READ_ROWS, self._clock()):
                 raise StoreError(
-                    f"reading the log for table {entry.schema.name!r}: nothing after {entry.tail.offsets}, though it ends at {end}"
+                    f"reading the log for table {entry.schema.name!r}: nothing after {entry.tail.offsets},"
+                    f" though it ends at {end}"
                 )
         return True
 
@@ -303,11 +312,13 @@ class EmbeddedStore:
             try:
                 whole = parquet.verify(file.path)
             except OSError as error:
-                raise StoreError(f"table {entry.schema.name!r}: reading {file.path.name}: {error.strerror}") from error
+                raise StoreError(
+                    f"table {entry.schema.name!r}: reading {file.path.name}: {error.strerror}"
+                ) from error
             if not whole:
                 raise StoreError(
-                    f"table {entry.schema.name!r}: file {file.path.parent.name}/{file.path.name} is damaged: its bytes do not"
-                    " match the checksum in its name; restore it from a copy"
+                    f"table {entry.schema.name!r}: file {file.path.parent.name}/{file.path.name} is damaged:"
+                    " its bytes do not match the checksum in its name; restore it from a copy"
                 )
             self._verified.add(file.path)
 
@@ -371,7 +382,9 @@ def _create_view(query: Query, snapshot: _Snapshot, files: Sequence[DataFile]) -
         shown = ", ".join(f'"{column.name}"' for column in entry.shown)
         # Most tables never see an amended window; then every row is the latest of its key.
         newest = ""
-        if max([file.high_revision for file in files], default=0) or (pc.max(snapshot.tail["revision"]).as_py() or 0):
+        if max([file.high_revision for file in files], default=0) or (
+            pc.max(snapshot.tail["revision"]).as_py() or 0
+        ):
             keys = ", ".join(f'"{column}"' for column in entry.latest_by)
             newest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY revision DESC) = 1"
         union = f"SELECT {shown} FROM ({union}){newest}"
@@ -380,7 +393,9 @@ def _create_view(query: Query, snapshot: _Snapshot, files: Sequence[DataFile]) -
 
 def _select(columns: Sequence[Column], held: frozenset[str]) -> str:
     return ", ".join(
-        f'"{column.name}"' if column.name in held else f'CAST(NULL AS {_SQL_TYPE[column.type]}) AS "{column.name}"'
+        f'"{column.name}"'
+        if column.name in held
+        else f'CAST(NULL AS {_SQL_TYPE[column.type]}) AS "{column.name}"'
         for column in columns
     )
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import Final
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
-_AGGREGATES: Final = _names("""
+_AGGREGATES: Final = names("""
     any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max arg_max_null arg_min arg_min_null
     argmax argmin array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count count_if count_star countif
     covar_pop covar_samp entropy favg first fsum geomean geometric_mean group_concat histogram kahan_sum kurtosis
@@ -26,18 +27,18 @@ _AGGREGATES: Final = _names("""
     wavg weighted_avg
 """)
 
-_WINDOWS: Final = _names("""
+_WINDOWS: Final = names("""
     cume_dist dense_rank fill first_value lag last_value lead nth_value ntile percent_rank rank rank_dense row_number
 """)
 
-_NUMBERS: Final = _names("""
+_NUMBERS: Final = names("""
     abs acos acosh add asin asinh atan atan2 atanh bin bit_count cbrt ceil ceiling cos cosh cot degrees divide even exp
     factorial fdiv floor fmod gamma gcd greatest greatest_common_divisor isfinite isinf isnan lcm least
     least_common_multiple lgamma ln log log10 log2 mod multiply nextafter pi pow power radians random round round_even
     roundbankers sign signbit sin sinh sqrt subtract tan tanh trunc xor
 """)
 
-_TIME: Final = _names("""
+_TIME: Final = names("""
     age ago century current_date current_localtime current_localtimestamp date_add date_diff date_part date_sub
     date_trunc datediff datepart datesub datetrunc day dayname dayofmonth dayofweek dayofyear days_in_month decade epoch
     epoch_ms epoch_ns epoch_us era get_current_time get_current_timestamp hour isodow isoyear julian last_day make_date
@@ -48,7 +49,7 @@ _TIME: Final = _names("""
     week weekday weekofyear year yearweek
 """)
 
-_TEXT: Final = _names("""
+_TEXT: Final = names("""
     array_to_string ascii base64 bit_length char_length character_length chr concat concat_ws contains
     damerau_levenshtein decode editdist3 encode ends_with format_bytes formatreadabledecimalsize formatreadablesize
     from_base64 from_hex hamming hash hex ilike_escape instr jaccard jaro_similarity jaro_winkler_similarity lcase left
@@ -60,7 +61,7 @@ _TEXT: Final = _names("""
     to_base64 to_hex translate trim ucase unhex unicode upper url_decode url_encode
 """)
 
-_NESTED: Final = _names("""
+_NESTED: Final = names("""
     array_append array_concat array_contains array_distinct array_extract array_filter array_has array_has_all
     array_has_any array_indexof array_length array_pop_back array_pop_front array_position array_prepend array_reverse
     array_slice array_sort array_transform array_unique array_value array_zip cardinality element_at flatten len
@@ -73,13 +74,13 @@ _NESTED: Final = _names("""
     struct_extract struct_extract_at struct_insert struct_keys struct_pack struct_update struct_values unnest
 """)
 
-_JSON: Final = _names("""
+_JSON: Final = names("""
     json json_array json_array_length json_contains json_exists json_extract json_extract_path json_extract_path_text
     json_extract_string json_group_array json_group_object json_keys json_object json_quote json_structure json_type
     json_valid json_value to_json
 """)
 
-_OTHER: Final = _names("""
+_OTHER: Final = names("""
     constant_or_null equi_width_bins error gen_random_uuid if nullif pg_typeof typeof uuid uuidv4 uuidv7
 """)
 
@@ -87,15 +88,16 @@ _OTHER: Final = _names("""
 FUNCTIONS: Final = _AGGREGATES | _WINDOWS | _NUMBERS | _TIME | _TEXT | _NESTED | _JSON | _OTHER
 
 #: Functions in FROM. They give rows one vector at a time, so their arguments bound no memory.
-TABLE_FUNCTIONS: Final = _names("generate_series range unnest")
+TABLE_FUNCTIONS: Final = names("generate_series range unnest")
 
 #: What the parser writes operators as: arithmetic, bits, comparison, LIKE, regular expressions, JSON paths, lists.
-OPERATORS: Final = _names(
-    "+ - * / // % ** ^ & | ~ << >> || = != <> < <= > >= ! !__postfix @ ^@ ~~ !~~ ~~* !~~* ~~~ !~ ~* -> ->> @> <@ && <-> <=>"
-)
+OPERATORS: Final = names("""
+    + - * / // % ** ^ & | ~ << >> || = != <> < <= > >= ! !__postfix @ ^@
+    ~~ !~~ ~~* !~~* ~~~ !~ ~* -> ->> @> <@ && <-> <=>
+""")
 
 #: Types of casts and literals.
-TYPES: Final = _names("""
+TYPES: Final = names("""
     array bigint binary bit bitstring blob bool boolean bpchar bytea char character date datetime dec decimal double
     float float4 float8 guid hugeint int int1 int128 int16 int2 int32 int4 int64 int8 integer integral interval json
     list logical long map numeric nvarchar real row short signed smallint string struct text time timestamp

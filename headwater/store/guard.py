@@ -1,8 +1,8 @@
 """Which SQL may run: one read-only SELECT over our tables, judged on DuckDB's own syntax tree.
 
 The tree comes from the parser that will run the text (`json_serialize_sql`), so there is no second grammar whose
-differences could let something through. Everything in it is on an allow-list: kinds of nodes, functions, types and table
-names. What is not known is refused; a new DuckDB that adds a kind of node makes queries fail here, never pass.
+differences could let something through. Everything in it is on an allow-list: kinds of nodes, functions, types and
+table names. What is not known is refused; a new DuckDB that adds a kind of node makes queries fail here, never pass.
 This module decides on text alone: it opens no file and runs nothing but the parser.
 """
 
@@ -18,21 +18,21 @@ from typing import Any, Final
 import duckdb
 
 from headwater.errors import SqlError
-from headwater.store.functions import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS, TYPES
+from headwater.store.functions import FUNCTIONS, OPERATORS, TABLE_FUNCTIONS, TYPES, names
 
 #: Longest text accepted, bytes of UTF-8. The parser's time and memory grow with it. Ours.
 MAX_SQL_BYTES: Final = 64 << 10
 
-_EXPRESSIONS: Final = frozenset(
-    "BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA OPERATOR PARAMETER "
-    "POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW".split()
-)
-_NODES: Final = frozenset(
-    "SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE "
-    "BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY PIVOT "
-    "ORDER_MODIFIER LIMIT_MODIFIER LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER "
-    "ORDER_DEFAULT ASCENDING DESCENDING".split()
-)
+_EXPRESSIONS: Final = names("""
+    BETWEEN CASE CAST COLLATE COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION LAMBDA OPERATOR PARAMETER
+    POSITIONAL_REFERENCE STAR SUBQUERY TYPE WINDOW
+""")
+_NODES: Final = names("""
+    SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE
+    BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY PIVOT
+    ORDER_MODIFIER LIMIT_MODIFIER LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER
+    ORDER_DEFAULT ASCENDING DESCENDING
+""")
 _CTE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -155,7 +155,9 @@ def _expression(part: dict[str, Any], class_: str, sql: str) -> None:
 
 def _node(part: dict[str, Any], type_: str, sql: str) -> None:
     if type_ == "SHOW_REF":
-        raise SqlError("DESCRIBE, SHOW and SUMMARIZE are not accepted; send one read-only SELECT", _at(part, sql))
+        raise SqlError(
+            "DESCRIBE, SHOW and SUMMARIZE are not accepted; send one read-only SELECT", _at(part, sql)
+        )
     if type_ not in _NODES:
         raise SqlError(f"{type_.lower().replace('_', ' ')} is not accepted", _at(part, sql))
     if part.get("at_clause") is not None:

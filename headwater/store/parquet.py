@@ -120,11 +120,12 @@ def _ranks(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
     # One slot more than texts: index -1 (NULL) finds the last one.
     rank = np.full(len(encoded.dictionary) + 1, -1, np.int64)
     rank[sorted_at.to_numpy()] = np.arange(len(encoded.dictionary))
-    return rank[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)], encoded.dictionary.take(sorted_at)
+    codes = rank[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)]
+    return codes, encoded.dictionary.take(sorted_at)
 
 
 def _order(codes: npt.NDArray[np.int64] | None, ts: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Row numbers in the order of (code, ts). One int64 sort where both fit into it, which they do but for wild clocks."""
+    """Row numbers in the order of (code, ts): one int64 sort where both fit into it: all but wild clocks."""
     time = pc.fill_null(ts.cast(pa.int64()), 0).combine_chunks().to_numpy(zero_copy_only=False)
     if codes is None:
         return np.argsort(time, kind="stable")

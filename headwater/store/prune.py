@@ -1,7 +1,7 @@
 """Which span of event time a query can touch, so that files outside it are not opened.
 
-Conservative: a condition that is not understood prunes nothing. A span is taken only from the WHERE of a SELECT whose FROM
-is our table alone; the spans of several mentions of a table are joined to one that covers them all.
+Conservative: a condition that is not understood prunes nothing. A span is taken only from the WHERE of a SELECT whose
+FROM is our table alone; the spans of several mentions of a table are joined to one that covers them all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import duckdb
 
+from headwater.store.functions import names
 from headwater.store.guard import Checked
 
 #: Span of microseconds since the epoch, both ends included; None: open on that side.
@@ -28,11 +29,11 @@ _FLIP: Final = {
 }
 
 #: Functions whose value is the same all through a transaction; the caller keeps one open.
-_CONSTANT: Final = frozenset(
-    "now get_current_timestamp current_date today transaction_timestamp + - * timezone date_trunc make_timestamptz "
-    "make_timestamp to_timestamp to_microseconds to_milliseconds to_seconds to_minutes to_hours to_days to_weeks to_months "
-    "to_years epoch_ms trunc".split()
-)
+_CONSTANT: Final = names("""
+    now get_current_timestamp current_date today transaction_timestamp + - * timezone date_trunc make_timestamptz
+    make_timestamp to_timestamp to_microseconds to_milliseconds to_seconds to_minutes to_hours to_days to_weeks
+    to_months to_years epoch_ms trunc
+""")
 
 
 def spans(
@@ -49,7 +50,9 @@ def spans(
     return {name: mentions.get(name, ALL) for name in checked.tables}
 
 
-def _walk(connection: duckdb.DuckDBPyConnection, tree: Any, params: Sequence[object], found: dict[str, list[Span]]) -> None:
+def _walk(
+    connection: duckdb.DuckDBPyConnection, tree: Any, params: Sequence[object], found: dict[str, list[Span]]
+) -> None:
     # What is found twice, once alone and once as part of a join, is joined with ALL and so not pruned.
     stack = [tree]
     while stack:
@@ -59,11 +62,15 @@ def _walk(connection: duckdb.DuckDBPyConnection, tree: Any, params: Sequence[obj
         if not isinstance(part, dict):
             continue
         source = part.get("from_table")
-        if part.get("type") == "SELECT_NODE" and isinstance(source, dict) and source.get("type") == "BASE_TABLE":
+        if (
+            part.get("type") == "SELECT_NODE"
+            and isinstance(source, dict)
+            and source.get("type") == "BASE_TABLE"
+        ):
             name = source["table_name"].lower()
-            names = {name, (source.get("alias") or name).lower()}
+            aliases = {name, (source.get("alias") or name).lower()}
             renamed = bool(source.get("column_name_alias"))
-            span = ALL if renamed else _where(connection, part.get("where_clause"), names, params)
+            span = ALL if renamed else _where(connection, part.get("where_clause"), aliases, params)
             found.setdefault(name, []).append(span)
             stack.extend(value for key, value in part.items() if key != "from_table")
             continue
@@ -72,10 +79,12 @@ def _walk(connection: duckdb.DuckDBPyConnection, tree: Any, params: Sequence[obj
         stack.extend(part.values())
 
 
-def _where(connection: duckdb.DuckDBPyConnection, where: Any, names: set[str], params: Sequence[object]) -> Span:
+def _where(
+    connection: duckdb.DuckDBPyConnection, where: Any, aliases: set[str], params: Sequence[object]
+) -> Span:
     low: int | None = None
     high: int | None = None
-    for kind, value in _bounds(where, names):
+    for kind, value in _bounds(where, aliases):
         at = _evaluate(connection, value, params)
         if at is None:
             continue
@@ -87,31 +96,31 @@ def _where(connection: duckdb.DuckDBPyConnection, where: Any, names: set[str], p
     return low, high
 
 
-def _bounds(where: Any, names: set[str]) -> list[tuple[str, Any]]:
-    """(comparison, constant) of every condition on `ts` that all rows must meet, as if written `ts <comparison> constant`."""
+def _bounds(where: Any, aliases: set[str]) -> list[tuple[str, Any]]:
+    """(comparison, constant) of every condition on `ts` that all rows must meet, as if `ts` stood on the left."""
     if not isinstance(where, dict):
         return []
     if where.get("type") == "CONJUNCTION_AND":
-        return [bound for child in where["children"] for bound in _bounds(child, names)]
-    if where.get("type") == "COMPARE_BETWEEN" and _is_ts(where["input"], names):
+        return [bound for child in where["children"] for bound in _bounds(child, aliases)]
+    if where.get("type") == "COMPARE_BETWEEN" and _is_ts(where["input"], aliases):
         return [
             ("COMPARE_GREATERTHANOREQUALTO", where["lower"]),
             ("COMPARE_LESSTHANOREQUALTO", where["upper"]),
         ]
     kind = where.get("type")
     if kind in _FLIP:
-        if _is_ts(where["left"], names):
+        if _is_ts(where["left"], aliases):
             return [(kind, where["right"])]
-        if _is_ts(where["right"], names):
+        if _is_ts(where["right"], aliases):
             return [(_FLIP[kind], where["left"])]
     return []
 
 
-def _is_ts(part: Any, names: set[str]) -> bool:
+def _is_ts(part: Any, aliases: set[str]) -> bool:
     if not isinstance(part, dict) or part.get("class") != "COLUMN_REF":
         return False
     path = [name.lower() for name in part["column_names"]]
-    return path == ["ts"] or (len(path) == 2 and path[0] in names and path[1] == "ts")
+    return path == ["ts"] or (len(path) == 2 and path[0] in aliases and path[1] == "ts")
 
 
 def _evaluate(connection: duckdb.DuckDBPyConnection, part: Any, params: Sequence[object]) -> int | None:

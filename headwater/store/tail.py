@@ -43,12 +43,12 @@ class Tail:
             self.rows += batch.num_rows
             self.bytes += batch.nbytes
             self.since = now_us if self.since is None else self.since
-        return batch.num_rows
+        return int(batch.num_rows)
 
     @property
     def waiting(self) -> int:
         """Rows that are not being written already."""
-        return self.rows - sum(batch.num_rows for batch in self._frozen)
+        return self.rows - sum(int(batch.num_rows) for batch in self._frozen)
 
     def table(self) -> pa.Table:
         """All rows; later changes of the tail do not show in it."""

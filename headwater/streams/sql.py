@@ -136,8 +136,8 @@ class Plan:
     key: str | None
 
     @property
-    def identity(self) -> tuple[str, ...]:
-        """Result columns that name a window of a key: `latest_by` of the table."""
+    def latest_by(self) -> tuple[str, ...]:
+        """Result columns that name a window of a key: `latest_by` of its table."""
         bounds = [name for name, what in self.windows.items() if what != "window_time"]
         return (*(group.alias for group in self.groups), *bounds)
 

@@ -36,7 +36,7 @@ def test_a_query_becomes_a_typed_plan() -> None:
     assert found.where is not None
     assert found.where.columns == {"temperature"}
     assert found.key == "device"
-    assert found.identity == ("device", "window_start", "window_end")
+    assert found.latest_by == ("device", "window_start", "window_end")
     assert found.columns == (
         Column("device", _T.STRING),
         Column("window_start", _T.TIMESTAMP),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
-use arrow_buffer::{BooleanBufferBuilder, NullBuffer, ScalarBuffer};
+use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use super::layout::{Function, InputLayout, InputType, ROWS_MASK, from_ordered};
@@ -41,12 +41,14 @@ impl Tumble {
         Arc::new(Schema::new(fields))
     }
 
-    /// The next results of windows that end at or before `watermark_us`, at most `max_rows` of them; `None`: no more.
+    /// The next results of windows that end at or before `watermark_us`, at most `max_rows` (and at least one) of them; `None`: no more.
     ///
     /// Columns: `_key` uint32, `window_start` and `window_end` timestamp (us, UTC), `aggregate_0`, `aggregate_1`, ... in declared order, `revision`
     /// int64: 0 for the first result of a (window, key), one more each time a late row has changed it since.
     /// Rows are in order of window, then key. Call again until `None`: a large window comes out piece by piece.
     pub fn close(&mut self, watermark_us: i64, max_rows: usize) -> Option<RecordBatch> {
+        // A slice of nothing would read as the end.
+        let max_rows = max_rows.max(1);
         let mut rows = Rows::default();
         let closed: Vec<i64> = self
             .panes
@@ -61,7 +63,7 @@ impl Tumble {
             }
             self.take_pane(number, max_rows, &mut rows);
         }
-        let batch = (!rows.keys.is_empty()).then(|| self.batch(&rows));
+        let batch = (!rows.keys.is_empty()).then(|| self.batch(rows));
         // Windows that were to be forgotten as soon as they had come out.
         if self.forgotten_us > i64::MIN {
             self.forget(self.forgotten_us);
@@ -120,74 +122,87 @@ impl Tumble {
         pane.emitted = ALL_KEYS;
     }
 
-    fn batch(&self, rows: &Rows) -> RecordBatch {
-        let time = |values: &Vec<i64>| -> ArrayRef {
-            Arc::new(TimestampMicrosecondArray::from(values.clone()).with_timezone("UTC"))
+    fn batch(&self, rows: Rows) -> RecordBatch {
+        let mut results: Vec<Results> =
+            self.layout.aggregates.iter().map(|_| Results::with_capacity(rows.places.len())).collect();
+        // Block by block, so that the records are read from memory once and not once per aggregate.
+        for block in rows.places.chunks(RECORDS) {
+            for ((function, input), to) in self.layout.aggregates.iter().zip(&mut results) {
+                let input = input.map(|input| &self.layout.inputs[input]);
+                for place in block {
+                    let record = self.pool.record(*place);
+                    to.values.push(result(*function, input, record));
+                    if let Some(input) = input {
+                        to.valid.append(input.has_value(record));
+                    }
+                }
+            }
+        }
+        let schema = self.output_schema();
+        let time = |values: Vec<i64>| -> ArrayRef {
+            Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
         };
         let mut columns: Vec<ArrayRef> =
-            vec![Arc::new(UInt32Array::from(rows.keys.clone())), time(&rows.starts), time(&rows.ends)];
-        for (function, input) in &self.layout.aggregates {
-            columns.push(self.column(*function, input.map(|input| &self.layout.inputs[input]), &rows.places));
+            vec![Arc::new(UInt32Array::from(rows.keys)), time(rows.starts), time(rows.ends)];
+        for (at, results) in results.into_iter().enumerate() {
+            columns.push(results.finish(schema.field(3 + at)));
         }
-        columns.push(Arc::new(Int64Array::from(rows.revisions.clone())));
-        RecordBatch::try_new(self.output_schema(), columns).unwrap_or_else(|error| {
+        columns.push(Arc::new(Int64Array::from(rows.revisions)));
+        RecordBatch::try_new(schema, columns).unwrap_or_else(|error| {
             // Lengths and types are those of the schema above.
             unreachable!("window results do not fit their own schema: {error}")
         })
     }
+}
 
-    fn column(&self, function: Function, input: Option<&InputLayout>, places: &[Place]) -> ArrayRef {
-        let records = places.iter().map(|place| self.pool.record(*place));
-        let Some(input) = input else {
-            return int64(records.map(|record| (record[0] & ROWS_MASK) as i64).collect(), None);
-        };
-        let mut valid = BooleanBufferBuilder::new(places.len());
-        records.clone().for_each(|record| valid.append(input.has_value(record)));
-        let valid = Some(NullBuffer::new(valid.finish())).filter(|valid| valid.null_count() > 0);
-        let word = |at: Option<usize>, record: &[u64]| at.map_or(0, |at| record[at]);
-        let bigint = input.ty == InputType::Bigint;
-        match function {
-            Function::Count | Function::CountStar => {
-                int64(records.map(|record| word(input.count, record) as i64).collect(), None)
-            }
-            Function::Sum if bigint => {
-                int64(records.map(|record| word(input.sum, record) as i64).collect(), valid)
-            }
-            Function::Sum => {
-                double(records.map(|record| f64::from_bits(word(input.sum, record))).collect(), valid)
-            }
-            Function::Avg if bigint => {
-                let average = |record: &[u64]| {
-                    // i64::MIN / 1 is the only division near overflow, and does not: a count is never -1.
-                    (word(input.sum, record) as i64)
-                        .checked_div(word(input.count, record) as i64)
-                        .unwrap_or(0)
-                };
-                int64(records.map(average).collect(), valid)
-            }
-            Function::Avg => {
-                let average = |record: &[u64]| {
-                    f64::from_bits(word(input.sum, record)) / word(input.count, record) as f64
-                };
-                double(records.map(average).collect(), valid)
-            }
-            Function::Min | Function::Max => {
-                let at = if function == Function::Min { input.min } else { input.max };
-                let keys = records.map(|record| word(at, record) as i64);
-                if bigint {
-                    int64(keys.collect(), valid)
-                } else {
-                    double(keys.map(from_ordered).collect(), valid)
-                }
-            }
+/// Records of one pass: they stay in the second-level cache.
+const RECORDS: usize = 1024;
+
+/// One aggregate's column on its way out.
+struct Results {
+    /// Bits of an i64 or f64.
+    values: Vec<u64>,
+    valid: BooleanBufferBuilder,
+}
+
+impl Results {
+    fn with_capacity(rows: usize) -> Results {
+        Results { values: Vec::with_capacity(rows), valid: BooleanBufferBuilder::new(rows) }
+    }
+
+    fn finish(mut self, field: &Field) -> ArrayRef {
+        let rows = self.values.len();
+        let valid =
+            (field.is_nullable() && self.valid.len() == rows).then(|| NullBuffer::new(self.valid.finish()));
+        let valid = valid.filter(|valid| valid.null_count() > 0);
+        let values = Buffer::from_vec(self.values);
+        match field.data_type() {
+            DataType::Float64 => Arc::new(Float64Array::new(ScalarBuffer::new(values, 0, rows), valid)),
+            _ => Arc::new(Int64Array::new(ScalarBuffer::new(values, 0, rows), valid)),
         }
     }
 }
 
-fn int64(values: Vec<i64>, valid: Option<NullBuffer>) -> ArrayRef {
-    Arc::new(Int64Array::new(ScalarBuffer::from(values), valid))
-}
-
-fn double(values: Vec<f64>, valid: Option<NullBuffer>) -> ArrayRef {
-    Arc::new(Float64Array::new(ScalarBuffer::from(values), valid))
+/// An aggregate of one record, as the bits of its type; meaningless where the input has had no value.
+#[inline]
+fn result(function: Function, input: Option<&InputLayout>, record: &[u64]) -> u64 {
+    let Some(input) = input else { return record[0] & ROWS_MASK };
+    let word = |at: Option<usize>| at.map_or(0, |at| record[at]);
+    let ordered = |at| match input.ty {
+        InputType::Bigint => word(at),
+        InputType::Double => from_ordered(word(at) as i64).to_bits(),
+    };
+    match (function, input.ty) {
+        (Function::Count | Function::CountStar, _) => word(input.count()),
+        (Function::Sum, _) => word(input.sum()),
+        // A count is never -1, so only a count of 0 has no quotient.
+        (Function::Avg, InputType::Bigint) => {
+            (word(input.sum()) as i64).checked_div(word(input.count()) as i64).unwrap_or(0) as u64
+        }
+        (Function::Avg, InputType::Double) => {
+            (f64::from_bits(word(input.sum())) / word(input.count()) as f64).to_bits()
+        }
+        (Function::Min, _) => ordered(input.min()),
+        (Function::Max, _) => ordered(input.max()),
+    }
 }

@@ -57,7 +57,7 @@ impl KeyInterner {
         let seed = std::hash::RandomState::new().hash_one(0u8);
         KeyInterner {
             types,
-            max_keys: max_keys.min(EMPTY),
+            max_keys,
             data: Vec::new(),
             ends: Vec::new(),
             table: vec![EMPTY; 16],
@@ -171,7 +171,7 @@ impl KeyInterner {
             }
         }
         from.finish()?;
-        interner.max_keys = max_keys.min(EMPTY);
+        interner.max_keys = max_keys;
         Ok(interner)
     }
 

@@ -66,10 +66,21 @@ pub(super) struct InputLayout {
     pub ty: InputType,
     /// Bit of word 0 that says that a value has been seen; 0: the count says so.
     pub any: u64,
-    pub count: Option<usize>,
-    pub sum: Option<usize>,
-    pub min: Option<usize>,
-    pub max: Option<usize>,
+    /// Which words are kept: bits `COUNT`, `SUM`, `MIN`, `MAX`.
+    pub kept: u8,
+    /// The first of them.
+    pub first: usize,
+}
+
+pub(super) const COUNT: u8 = 1;
+pub(super) const SUM: u8 = 2;
+pub(super) const MIN: u8 = 4;
+pub(super) const MAX: u8 = 8;
+
+/// Place of a kept word among the kept ones: those of lower bits come before it.
+#[inline(always)]
+pub(super) const fn rank(kept: u8, word: u8) -> usize {
+    (kept & (word - 1)).count_ones() as usize
 }
 
 #[derive(Clone, Debug)]
@@ -99,22 +110,20 @@ impl Layout {
                     .any(|one| one.input == Some(at) && functions.contains(&one.function))
             };
             let any = if at < ANY_BITS { 1 << (48 + at) } else { 0 };
-            let mut word = |needed: bool, initial: u64| {
-                needed.then(|| {
+            let first = layout.template.len();
+            let mut kept = 0;
+            let mut keep = |word: u8, needed: bool, initial: u64| {
+                if needed {
+                    kept |= word;
                     layout.template.push(initial);
-                    layout.template.len() - 1
-                })
+                }
             };
-            let found = InputLayout {
-                input: at,
-                ty: *ty,
-                any,
-                count: word(any == 0 || needs(&[Function::Count, Function::Avg]), 0),
-                // The sum of no value is never shown; -0.0 is the zero that changes no sum, not even one of -0.0.
-                sum: word(needs(&[Function::Sum, Function::Avg]), sum_of_nothing(*ty)),
-                min: word(needs(&[Function::Min]), i64::MAX as u64),
-                max: word(needs(&[Function::Max]), i64::MIN as u64),
-            };
+            keep(COUNT, any == 0 || needs(&[Function::Count, Function::Avg]), 0);
+            // The sum of no value is never shown; -0.0 is the zero that changes no sum, not even one of -0.0.
+            keep(SUM, needs(&[Function::Sum, Function::Avg]), sum_of_nothing(*ty));
+            keep(MIN, needs(&[Function::Min]), i64::MAX as u64);
+            keep(MAX, needs(&[Function::Max]), i64::MIN as u64);
+            let found = InputLayout { input: at, ty: *ty, any, kept, first };
             layout.inputs.push(found);
         }
         for aggregate in &options.aggregates {
@@ -162,10 +171,31 @@ pub(super) fn from_ordered(key: i64) -> f64 {
 }
 
 impl InputLayout {
+    /// Index of one of `COUNT`, `SUM`, `MIN`, `MAX` in the record, if it is kept.
+    fn word(&self, word: u8) -> Option<usize> {
+        (self.kept & word != 0).then(|| self.first + rank(self.kept, word))
+    }
+
+    pub fn count(&self) -> Option<usize> {
+        self.word(COUNT)
+    }
+
+    pub fn sum(&self) -> Option<usize> {
+        self.word(SUM)
+    }
+
+    pub fn min(&self) -> Option<usize> {
+        self.word(MIN)
+    }
+
+    pub fn max(&self) -> Option<usize> {
+        self.word(MAX)
+    }
+
     /// Whether the record has seen a value of this input.
     #[inline]
     pub fn has_value(&self, record: &[u64]) -> bool {
-        match self.count {
+        match self.count() {
             Some(count) => record[count] > 0,
             None => record[0] & self.any != 0,
         }

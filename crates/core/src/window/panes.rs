@@ -33,17 +33,20 @@ pub(super) struct Pool {
     free: Vec<u32>,
     /// 64-byte lines of a record, log2.
     lines_log2: u32,
+    /// Keys of one page, log2.
+    key_bits: u32,
 }
 
 impl Pool {
     pub fn new(lines_log2: u32) -> Pool {
-        Pool { pages: Vec::new(), free: Vec::new(), lines_log2 }
+        let key_bits = PAGE_LINES.trailing_zeros() - lines_log2;
+        Pool { pages: Vec::new(), free: Vec::new(), lines_log2, key_bits }
     }
 
     /// Keys of one page, log2.
     #[inline(always)]
     pub fn key_bits(&self) -> u32 {
-        PAGE_LINES.trailing_zeros() - self.lines_log2
+        self.key_bits
     }
 
     /// Pages in use.

@@ -5,7 +5,10 @@
 
 use arrow_buffer::NullBuffer;
 
-use super::layout::{InputLayout, InputType, Layout, OptionsError, ROWS_MASK, TumbleOptions, ordered};
+use super::layout::{
+    COUNT, InputLayout, InputType, Layout, MAX, MIN, OptionsError, ROWS_MASK, SUM, TumbleOptions, ordered,
+    rank,
+};
 use super::panes::{NO_PAGE, PAGE_BYTES, Panes, Place, Pool};
 
 /// Rows updated together: their records stay in the first-level cache while each input passes over them.
@@ -414,9 +417,37 @@ impl Number for Bigint {
     }
 }
 
-/// One input's pass over a block; which words it keeps is the same for all rows, so the branches cost nothing.
-#[inline(always)]
+/// One input's pass over a block, compiled for each set of words that an input can keep.
 fn update_input<N: Number>(
+    pool: &mut Pool,
+    layout: &InputLayout,
+    block: &[Place],
+    values: &[N::Value],
+    valid: Option<&NullBuffer>,
+    first: usize,
+) {
+    let pass = match layout.kept & 15 {
+        0 => update_words::<N, 0>,
+        1 => update_words::<N, 1>,
+        2 => update_words::<N, 2>,
+        3 => update_words::<N, 3>,
+        4 => update_words::<N, 4>,
+        5 => update_words::<N, 5>,
+        6 => update_words::<N, 6>,
+        7 => update_words::<N, 7>,
+        8 => update_words::<N, 8>,
+        9 => update_words::<N, 9>,
+        10 => update_words::<N, 10>,
+        11 => update_words::<N, 11>,
+        12 => update_words::<N, 12>,
+        13 => update_words::<N, 13>,
+        14 => update_words::<N, 14>,
+        _ => update_words::<N, 15>,
+    };
+    pass(pool, layout, block, values, valid, first);
+}
+
+fn update_words<N: Number, const KEPT: u8>(
     pool: &mut Pool,
     layout: &InputLayout,
     block: &[Place],
@@ -430,18 +461,22 @@ fn update_input<N: Number>(
         }
         let record = pool.record_mut(*place);
         record[0] |= layout.any;
-        if let Some(count) = layout.count {
-            record[count] += 1;
+        let words = &mut record[layout.first..layout.first + KEPT.count_ones() as usize];
+        if KEPT & COUNT != 0 {
+            words[rank(KEPT, COUNT)] += 1;
         }
-        if let Some(sum) = layout.sum {
-            record[sum] = N::add(record[sum], *value);
+        if KEPT & SUM != 0 {
+            let sum = &mut words[rank(KEPT, SUM)];
+            *sum = N::add(*sum, *value);
         }
         let key = N::ordered(*value);
-        if let Some(min) = layout.min {
-            record[min] = (record[min] as i64).min(key) as u64;
+        if KEPT & MIN != 0 {
+            let min = &mut words[rank(KEPT, MIN)];
+            *min = (*min as i64).min(key) as u64;
         }
-        if let Some(max) = layout.max {
-            record[max] = (record[max] as i64).max(key) as u64;
+        if KEPT & MAX != 0 {
+            let max = &mut words[rank(KEPT, MAX)];
+            *max = (*max as i64).max(key) as u64;
         }
     }
 }

@@ -1,0 +1,68 @@
+"""What any stream engine owes its users. The embedded engine is the first implementation; Flink runs the same SQL.
+
+A query reads one stream and appends its windows to another. Between what it has read and what it has written there is
+no gap at any moment: after `kill -9` no window result is lost, none is written twice.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypedDict
+
+from headwater.records import Schema
+from headwater.streams.sql import Plan
+
+
+class QueryMetrics(TypedDict):
+    """Counters of one query since its state began, restarts included, and where it stands now."""
+
+    rows: int
+    """Rows read from the source."""
+    filtered: int
+    """Rows that WHERE left out."""
+    late: int
+    """Rows that amended a window already closed."""
+    dropped: int
+    """Rows too late for any window, and rows without event time."""
+    amendments_skipped: int
+    """Rows of another query's result that only amend: a query over a query reads first results."""
+    windows: int
+    """Result rows written: the two below."""
+    windows_closed: int
+    """First results: one per window and key."""
+    amendments: int
+    """Further revisions."""
+    watermark_us: int | None
+    """Microseconds UTC; None before the first one."""
+    lag_rows: int
+    """Durable rows of the source not read yet."""
+    steps: int
+    """Number of the last recorded step."""
+    state_bytes: int
+    """Memory of open and held windows."""
+
+
+class Engine(Protocol):
+    """Runs continuous queries. Driven by one thread."""
+
+    def add(
+        self, plan: Plan, source: Schema, result: Schema, lateness_us: int, late: Literal["amend", "drop"]
+    ) -> None:
+        """Starts a query, or goes on where it stood; `result` has the plan's columns and is registered.
+
+        raises: DataDirectoryError when its stored state cannot be read
+        """
+
+    def step(self) -> bool:
+        """Does what is available and says whether it did something; never waits for rows.
+
+        raises: HeadwaterError; whatever failed is done again by a later step
+        """
+
+    def checkpoint(self) -> None:
+        """Makes the state durable, so that a restart has less to read again."""
+
+    def metrics(self) -> dict[str, QueryMetrics]:
+        """By query name."""
+
+    def close(self) -> None:
+        """Checkpoints and stops. The log must still be open."""

@@ -1,0 +1,173 @@
+"""Batches on their way through a query: log rows to the kernel's arrays, closed windows to result rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headwater import _native
+from headwater.records import ColumnType, Schema
+from headwater.streams import watermarks
+from headwater.streams.sql import Plan
+
+_TIMESTAMP: Final = ColumnType.TIMESTAMP.arrow
+#: A later text of a query counts its revisions from here on, so that its rows win over those of the text before.
+GENERATION: Final = 1 << 32
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of the source, ready for the kernel; `start` is the first one not taken yet."""
+
+    partition: npt.NDArray[np.uint16]
+    offset: npt.NDArray[np.uint64]
+    ts: npt.NDArray[np.int64]
+    keys: pa.Array
+    times: pa.Array
+    inputs: list[pa.Array]
+    select: pa.Array | None
+    start: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ts)
+
+
+class Intake:
+    """Turns batches of the source into `Rows`: condition, group ids, inputs of the aggregates.
+
+    interner: None where the group columns are the source's key alone: the log's own key ids serve then
+    """
+
+    def __init__(self, plan: Plan, source: Schema, max_keys: int, keys: bytes) -> None:
+        self._plan = plan
+        names = {aggregate.column for aggregate in plan.aggregates if aggregate.column is not None}
+        self._inputs = [column for column in source.columns if column.name in names]
+        self._groups = [group.column for group in plan.groups]
+        self._by_key = self._groups == [source.key]
+        #: A result stream: reads each window's first result, amendments would count twice.
+        self._first_results = source.column("revision") is not None and source.column("received_at") is None
+        types = [group.type.value for group in plan.groups]
+        self.interner: _native.KeyInterner | None = None
+        if plan.groups and not self._by_key:
+            self.interner = (
+                _native.KeyInterner.decode(keys, types, max_keys)
+                if keys
+                else _native.KeyInterner(types, max_keys)
+            )
+
+    @property
+    def columns(self) -> list[str]:
+        """What a reader must give."""
+        wanted = {"ts", *(column.name for column in self._inputs)}
+        if self.interner is not None:
+            wanted.update(self._groups)
+        if self._plan.where is not None:
+            wanted.update(self._plan.where.columns)
+        if self._first_results:
+            wanted.add("revision")
+        return sorted(wanted)
+
+    @property
+    def kernel_inputs(self) -> list[str]:
+        """Kernel types of the input columns."""
+        return ["double" if column.type is ColumnType.DOUBLE else "bigint" for column in self._inputs]
+
+    @property
+    def kernel_aggregates(self) -> list[tuple[str, int | None]]:
+        """Aggregates in the plan's order, columns as indexes into the inputs."""
+        at = {column.name: index for index, column in enumerate(self._inputs)}
+        return [(a.function, None if a.column is None else at[a.column]) for a in self._plan.aggregates]
+
+    def rows(self, batch: pa.RecordBatch, floor_us: int | None, counters: dict[str, int]) -> Rows:
+        """The batch as kernel arrays; rows that a query leaves out are unselected and counted in `counters`."""
+        times = batch.column("ts").cast(pa.int64())
+        timed = None
+        if times.null_count:
+            timed = times.is_valid().to_numpy(zero_copy_only=False)
+            times = times.fill_null(watermarks.NONE)
+        ts = times.to_numpy()
+        select: npt.NDArray[np.bool_] | None = None
+
+        def keep(mask: npt.NDArray[np.bool_], counter: str) -> None:
+            nonlocal select
+            before = len(ts) if select is None else int(select.sum())
+            select = mask if select is None else select & mask
+            counters[counter] += before - int(select.sum())
+
+        if self._first_results:
+            revision = batch.column("revision").to_numpy(zero_copy_only=False)
+            keep(revision % GENERATION == 0, "amendments_skipped")
+        if timed is not None:
+            keep(timed, "dropped")
+        if floor_us is not None and (ts < floor_us).any():
+            keep(ts >= floor_us, "dropped")
+        if self._plan.where is not None:
+            keep(self._plan.where.evaluate(batch)[0], "filtered")
+        counters["rows"] += len(ts)
+        return Rows(
+            partition=batch.column("_partition").to_numpy(),
+            offset=batch.column("_offset").to_numpy(),
+            ts=ts,
+            keys=self._keys(batch),
+            times=times,
+            inputs=[_input(batch.column(column.name), column.type) for column in self._inputs],
+            select=None if select is None else pa.array(select),
+        )
+
+    def _keys(self, batch: pa.RecordBatch) -> pa.Array:
+        if self._by_key:
+            return batch.column("_key")
+        if self.interner is None:
+            return pa.array(np.zeros(batch.num_rows, dtype=np.uint32))
+        return self.interner.ids([batch.column(name) for name in self._groups], batch.num_rows)
+
+
+def results(
+    plan: Plan, closed: pa.RecordBatch, log_keys: Any, interner: _native.KeyInterner | None, generation: int
+) -> pa.RecordBatch:
+    """Result rows of closed windows.
+
+    closed:   of the kernel: `_key`, `window_start`, `window_end`, `a0` ..., `revision`
+    log_keys: key ids of the log to strings
+    """
+    end = closed.column("window_end").cast(pa.int64())
+    last_ms = pc.subtract(end, 1000).cast(_TIMESTAMP)
+    revision = closed.column("revision").cast(pa.int64())
+    if generation:
+        revision = pc.add(revision, generation * GENERATION)
+    found = {
+        "window_start": closed.column("window_start").cast(pa.int64()).cast(_TIMESTAMP),
+        "window_end": end.cast(_TIMESTAMP),
+        "window_time": last_ms,
+    }
+    by_name = {"ts": last_ms, "revision": revision}
+    by_name |= {alias: found[what] for alias, what in plan.windows.items()}
+    ids = closed.column("_key")
+    if interner is not None:
+        by_name |= {
+            group.alias: values for group, values in zip(plan.groups, interner.columns(ids), strict=True)
+        }
+    elif plan.groups:
+        by_name[plan.groups[0].alias] = log_keys(ids)
+    by_name |= {
+        aggregate.alias: closed.column(f"a{at}").cast(aggregate.type.arrow)
+        for at, aggregate in enumerate(plan.aggregates)
+    }
+    schema = pa.schema([pa.field(column.name, column.type.arrow) for column in plan.columns])
+    return pa.record_batch(
+        [by_name[name].cast(schema.field(name).type) for name in schema.names], schema=schema
+    )
+
+
+def _input(values: pa.Array, type_: ColumnType) -> pa.Array:
+    """A column as the kernel takes it: double or bigint; of other types only whether there is a value counts."""
+    if type_ in (ColumnType.DOUBLE, ColumnType.BIGINT):
+        return values
+    if type_ is ColumnType.TIMESTAMP:
+        return values.cast(pa.int64())
+    return pc.if_else(values.is_valid(), pa.scalar(0, pa.int64()), pa.scalar(None, pa.int64()))

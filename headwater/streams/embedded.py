@@ -1,0 +1,64 @@
+"""The embedded engine: continuous queries as vectorised steps over the log, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from headwater.config import EngineSettings
+from headwater.errors import HeadwaterError
+from headwater.log.embedded import EmbeddedLog
+from headwater.records import Schema
+from headwater.streams.base import QueryMetrics
+from headwater.streams.query import Query, Task
+from headwater.streams.sql import Plan
+
+
+class EmbeddedEngine:
+    """`streams.base.Engine` with its state in `directory`/engine.
+
+    clock: microseconds UTC; decides when a partition is idle and when a checkpoint is due
+    """
+
+    def __init__(
+        self, log: EmbeddedLog, directory: Path, settings: EngineSettings, clock: Callable[[], int]
+    ) -> None:
+        self._log = log
+        self._directory = directory / "engine"
+        self._settings = settings
+        self._clock = clock
+        self._queries: dict[str, Query] = {}
+
+    def add(
+        self, plan: Plan, source: Schema, result: Schema, lateness_us: int, late: Literal["amend", "drop"]
+    ) -> None:
+        task = Task(plan, source, result, lateness_us, late)
+        path = self._directory / f"{plan.name}.checkpoint"
+        self._queries[plan.name] = Query(self._log, task, self._settings, path, self._clock)
+
+    def step(self) -> bool:
+        """One step of every query. One that fails does not keep the others from theirs."""
+        busy = False
+        failure: HeadwaterError | None = None
+        for query in self._queries.values():
+            try:
+                busy = query.step() or busy
+                if query.checkpoint_due():
+                    busy = query.checkpoint() or busy
+            except HeadwaterError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return busy
+
+    def checkpoint(self) -> None:
+        for query in self._queries.values():
+            query.checkpoint()
+
+    def metrics(self) -> dict[str, QueryMetrics]:
+        return {name: query.metrics() for name, query in self._queries.items()}
+
+    def close(self) -> None:
+        self.checkpoint()
+        self._queries.clear()

@@ -1,0 +1,316 @@
+"""The alarm service over a real log and database: transitions, restarts, failures, changed configurations."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from plant import SECOND, TELEMETRY, Plant
+
+from headwater.alerts.history import HISTORY_US
+from headwater.alerts.machine import Instance, advance
+from headwater.alerts.service import AlarmService, alarms
+from headwater.config import AlarmSettings
+from headwater.database import ALARM_TRANSITIONS, NOTIFICATIONS, Database, load_offsets
+from headwater.errors import ConfigError
+
+HOT = AlarmSettings(on="telemetry", where="temperature > 80", severity="critical")
+
+
+def service_of(plant: Plant, database: Database | None = None, **settings: AlarmSettings) -> AlarmService:
+    schemas = {"telemetry": TELEMETRY}
+    return AlarmService(plant.log, database or plant.database, settings or {"hot": HOT}, schemas, plant.clock)
+
+
+def drain(service: AlarmService) -> None:
+    while service.step():
+        pass
+
+
+def transitions(plant: Plant, alarm: str = "hot") -> list[tuple[str, int, int, str]]:
+    """(key, partition, offset, state) in the order of the key's rows, pending before firing."""
+    query = sa.select(ALARM_TRANSITIONS).where(ALARM_TRANSITIONS.c.alarm == alarm)
+    with plant.database.read() as connection:
+        rows = connection.execute(query).all()
+    found = [(row.key, row.partition, row.offset, row.state) for row in rows]
+    return sorted(found, key=lambda one: (one[0], one[1], one[2], one[3] != "pending"))
+
+
+def test_an_alarm_fires_shows_its_reading_and_resolves(plant: Plant) -> None:
+    service = service_of(plant)
+    plant.append({"site": "a", "device": "d1", "ts": 1, "temperature": 81.5, "state": "on"})
+    drain(service)
+    (alarm,) = alarms(plant.database)
+    assert len(alarm.pop("id")) == 24
+    assert alarm == {
+        "alarm": "hot",
+        "key": {"device": "d1"},
+        "state": "firing",
+        "severity": "critical",
+        "since": "1970-01-01T00:00:01Z",
+        "fired_at": "1970-01-01T00:00:01Z",
+        "resolved_at": None,
+        "reading": {
+            "site": "a",
+            "device": "d1",
+            "ts": "1970-01-01T00:00:01Z",
+            "received_at": None,
+            "temperature": 81.5,
+            "state": "on",
+        },
+    }
+    plant.append({"device": "d1", "ts": 2.5, "temperature": 80.0})
+    drain(service)
+    (alarm,) = alarms(plant.database, state="resolved")
+    assert (alarm["state"], alarm["resolved_at"]) == ("resolved", "1970-01-01T00:00:02.500000Z")
+    assert alarms(plant.database, state="firing") == []
+
+
+def test_pending_is_shown_and_becomes_the_same_alarm(plant: Plant) -> None:
+    service = service_of(plant, hot=HOT.model_copy(update={"for_": 10 * SECOND}))
+    plant.append({"device": "d1", "ts": 1, "temperature": 90.0})
+    drain(service)
+    (pending,) = alarms(plant.database)
+    assert (pending["state"], pending["severity"], pending["reading"]) == ("pending", "critical", None)
+    plant.append({"device": "d1", "ts": 11, "temperature": 91.0})
+    drain(service)
+    (firing,) = alarms(plant.database)
+    assert firing["id"] == pending["id"]
+    assert (firing["since"], firing["fired_at"]) == ("1970-01-01T00:00:01Z", "1970-01-01T00:00:11Z")
+
+
+def test_several_alarms_share_one_read_and_limits_apply(plant: Plant) -> None:
+    service = service_of(
+        plant,
+        hot=HOT,
+        off=AlarmSettings(on="telemetry", where="state = 'off'", key=["site"]),
+        cold=AlarmSettings(on="telemetry", where="temperature < 0"),
+    )
+    plant.append(
+        *({"site": "a", "device": f"d{n}", "ts": n, "temperature": 90.0, "state": "off"} for n in range(5))
+    )
+    drain(service)
+    assert len(alarms(plant.database, alarm="hot")) == 5
+    assert [one["key"] for one in alarms(plant.database, alarm="off")] == [{"site": "a"}]
+    newest = alarms(plant.database, alarm="hot", limit=2)
+    assert [one["key"]["device"] for one in newest] == ["d4", "d3"]
+    assert alarms(plant.database, alarm="cold") == []
+
+
+def test_a_new_alarm_begins_at_the_end_and_loses_nothing_after(plant: Plant) -> None:
+    plant.append({"device": "old", "ts": 1, "temperature": 90.0})
+    service_of(plant)  # killed before its first step
+    plant.append({"device": "new", "ts": 2, "temperature": 90.0})
+    drain(service_of(plant))
+    assert [one["key"] for one in alarms(plant.database)] == [{"device": "new"}]
+
+
+def test_an_alarm_added_beside_an_older_one_does_not_see_older_rows(plant: Plant) -> None:
+    service_of(plant)
+    plant.append({"device": "d1", "ts": 1, "temperature": 90.0})
+    both = {"hot": HOT, "hotter": HOT}
+    service = service_of(plant, **both)  # the reader is behind, for the older alarm's sake
+    plant.append({"device": "d2", "ts": 1, "temperature": 90.0})
+    drain(service)
+    assert len(alarms(plant.database, alarm="hot")) == 2
+    assert [one["key"] for one in alarms(plant.database, alarm="hotter")] == [{"device": "d2"}]
+
+
+def test_a_removed_alarm_stays_visible_and_goes_on_when_it_is_back(plant: Plant) -> None:
+    first = service_of(plant)
+    plant.append({"device": "d1", "ts": 1, "temperature": 90.0})
+    drain(first)
+    first.close()
+    service_of(plant, other=HOT).close()
+    assert [one["alarm"] for one in alarms(plant.database, state="firing")] == ["hot"]
+    plant.append({"device": "d1", "ts": 2, "temperature": 70.0})  # nobody judges this one
+    again = service_of(plant)
+    drain(again)
+    assert [one["state"] for one in alarms(plant.database)] == ["firing"]
+    plant.append({"device": "d1", "ts": 3, "temperature": 70.0})
+    drain(again)
+    assert [one["state"] for one in alarms(plant.database)] == ["resolved"]
+
+
+def test_a_changed_condition_judges_the_open_instances(plant: Plant) -> None:
+    first = service_of(plant)
+    plant.append({"device": "d1", "ts": 1, "temperature": 90.0})
+    drain(first)
+    changed = service_of(plant, hot=HOT.model_copy(update={"where": "temperature > 95"}))
+    plant.append({"device": "d1", "ts": 2, "temperature": 90.0})
+    drain(changed)
+    assert [one["state"] for one in alarms(plant.database)] == ["resolved"]
+
+
+def test_instances_of_another_key_stay_as_they_are(plant: Plant) -> None:
+    first = service_of(plant)
+    plant.append({"site": "a", "device": "d1", "ts": 1, "temperature": 90.0})
+    drain(first)
+    by_site = service_of(plant, hot=HOT.model_copy(update={"key": ["site"]}))
+    plant.append({"site": "a", "device": "d1", "ts": 2, "temperature": 70.0})
+    drain(by_site)
+    assert [(one["key"], one["state"]) for one in alarms(plant.database)] == [({"device": "d1"}, "firing")]
+
+
+def test_offsets_without_changes_are_committed_once_a_second(plant: Plant) -> None:
+    service = service_of(plant)
+
+    def committed() -> int:
+        with plant.database.read() as connection:
+            return sum(load_offsets(connection, "alarms", TELEMETRY.stream))
+
+    for expected in (0, 0):
+        plant.append({"device": "d1", "ts": 1, "temperature": 20.0})
+        drain(service)
+        assert committed() == expected
+    plant.now_us += SECOND
+    service.step()
+    assert committed() == 2
+    plant.append({"device": "d1", "ts": 1, "temperature": 20.0})
+    drain(service)
+    service.close()
+    assert committed() == 3
+
+
+def test_history_is_bounded(plant: Plant) -> None:
+    service = service_of(plant)
+    plant.append(
+        {"device": "d1", "ts": 1, "temperature": 90.0}, {"device": "d2", "ts": 1, "temperature": 90.0}
+    )
+    plant.append({"device": "d1", "ts": 2, "temperature": 20.0})
+    drain(service)
+    plant.now_us += HISTORY_US + SECOND
+    service.step()
+    assert [(one["key"], one["state"]) for one in alarms(plant.database)] == [({"device": "d2"}, "firing")]
+    assert transitions(plant) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"where": "temprature > 80"},
+            r"alarms.hot.where = 'temprature > 80': at position 0: no column 'temprature'; did",
+        ),
+        ({"clear": "temperature"}, "alarms.hot.clear = .*DOUBLE is no condition"),
+        ({"key": ["devise"]}, "alarms.hot.key: 'telemetry' has no column 'devise'; did you mean 'device'?"),
+        ({"key": ["temperature"]}, "alarms.hot.key: 'temperature' is double; a key is"),
+        ({"on": "telemtry"}, "alarms.hot.on: 'telemtry' is no stream or query; did you mean 'telemetry'?"),
+    ],
+)
+def test_a_wrong_alarm_is_named(plant: Plant, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        service_of(plant, hot=HOT.model_copy(update=settings))
+    with pytest.raises(ConfigError, match=message):
+        AlarmService.check({"hot": HOT.model_copy(update=settings)}, {"telemetry": TELEMETRY})
+
+
+class Failing(Database):
+    """A database whose transactions fail at the end when `fail` says so."""
+
+    fail = False
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        with super().begin() as connection:
+            yield connection
+            if self.fail:
+                raise OSError("disk full")
+
+
+def test_a_failed_transaction_is_judged_again(plant: Plant) -> None:
+    database = Failing(f"sqlite:///{plant.directory / 'headwater.db'}")
+    service = service_of(plant, database, hot=HOT.model_copy(update={"notify": ["ops"]}))
+    plant.append({"device": "d1", "ts": 1, "temperature": 90.0})
+    database.fail = True
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            service.step()
+    assert transitions(plant) == []
+    database.fail = False
+    drain(service)
+    assert [state for *_, state in transitions(plant)] == ["pending", "firing"]
+    with plant.database.read() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(NOTIFICATIONS)) == 1
+    database.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_kills_and_failures_lose_and_double_nothing(plant: Plant, seed: int) -> None:
+    """Any mix of rows, kills and failed commits gives the transitions of the rows judged one by one."""
+    rng = random.Random(seed)
+    settings = {
+        "hot": HOT.model_copy(
+            update={"clear": "temperature < 75", "for_": 2 * SECOND, "notify": ["ops", "team"]}
+        ),
+        "site": HOT.model_copy(update={"key": ["site", "state"], "notify": ["ops"]}),
+    }
+    database = Failing(f"sqlite:///{plant.directory / 'headwater.db'}")
+    service = service_of(plant, database, **settings)
+    for ts in range(60):
+        plant.append(
+            *(
+                {
+                    "site": rng.choice("ab"),
+                    "device": f"d{rng.randrange(6)}",
+                    "ts": ts + rng.randrange(-2, 3),
+                    "temperature": rng.choice([None, 70.0, 78.0, 85.0, 90.0]),
+                    "state": rng.choice([None, "on", "off"]),
+                }
+                for _ in range(rng.randrange(1, 8))
+            )
+        )
+        plant.now_us += rng.randrange(2 * SECOND)
+        database.fail = rng.random() < 0.2
+        for _ in range(rng.randrange(3)):
+            with contextlib.suppress(OSError):
+                service.step()
+        database.fail = False
+        if rng.random() < 0.2:
+            service = service_of(plant, database, **settings)
+    drain(service)
+    rows = all_rows(plant)
+    assert transitions(plant, "hot") == reference(rows, ["device"], 75, 2 * SECOND)
+    assert transitions(plant, "site") == reference(rows, ["site", "state"], 80.5, 0)
+    assert {"inactive", "resolved"} <= {one[-1] for one in transitions(plant, "hot")}
+    states = [one[-1] for one in transitions(plant, "hot")] * 2 + [
+        one[-1] for one in transitions(plant, "site")
+    ]
+    with plant.database.read() as connection:
+        told = connection.execute(sa.select(NOTIFICATIONS)).all()
+    assert len(told) == len({row.id for row in told}) == states.count("firing") + states.count("resolved")
+    database.close()
+
+
+def all_rows(plant: Plant) -> list[dict[str, Any]]:
+    reader, rows = plant.log.reader(TELEMETRY.stream, ()), []
+    while (batch := reader.read(10_000)) is not None:
+        rows += batch.to_pylist()
+    return rows
+
+
+def reference(
+    rows: list[dict[str, Any]], key: list[str], clear_below: float, for_us: int
+) -> list[tuple[str, int, int, str]]:
+    instances: dict[str, Instance | None] = {}
+    found = []
+    for row in rows:
+        text = json.dumps({name: row[name] for name in key}, separators=(",", ":"))
+        temperature = row["temperature"]
+        instances[text], entered = advance(
+            instances.get(text),
+            raises=temperature is not None and temperature > 80,
+            cancels=temperature is not None and temperature <= 80,
+            resolves=temperature is not None and temperature < clear_below,
+            at_us=round(row["ts"].timestamp() * SECOND),
+            partition=row["_partition"],
+            offset=row["_offset"],
+            for_us=for_us,
+        )
+        found += [(text, row["_partition"], row["_offset"], state.value) for state in entered]
+    return sorted(found, key=lambda one: (one[0], one[1], one[2], one[3] != "pending"))

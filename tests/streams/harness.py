@@ -1,0 +1,152 @@
+"""A real log, a real engine and a clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from headwater.config import EngineSettings, LogSettings
+from headwater.log.embedded import EmbeddedLog
+from headwater.records import OWN_SCHEMAS, STEPS, Schema
+from headwater.streams.embedded import EmbeddedEngine
+from headwater.streams.sql import Plan, plan
+from headwater.streams.steps import Step, steps_of
+from tests.streams import oracle
+
+Late = Literal["amend", "drop"]
+
+
+class Harness:
+    """Streams of `schemas` in a log in `directory`; `clock` stands at `now_us`."""
+
+    def __init__(
+        self, directory: Path, *schemas: Schema, partitions: int = 4, settings: EngineSettings | None = None
+    ) -> None:
+        self.directory = directory
+        self.now_us = 1_700_000_000_000_000
+        self.settings = settings or EngineSettings()
+        self.schemas = {schema.name: schema for schema in schemas}
+        self.results: dict[str, Schema] = {}
+        self.log = EmbeddedLog(
+            directory / "log",
+            LogSettings(partitions=partitions, segment_bytes=1 << 20, commit_interval_ms=0),
+            [*OWN_SCHEMAS, *schemas],
+        )
+        self.engine = self.restart()
+
+    def restart(self) -> EmbeddedEngine:
+        """A new engine on the same directory; whatever the old one had in memory is gone. Queries are to be added."""
+        self.engine = EmbeddedEngine(self.log, self.directory, self.settings, lambda: self.now_us)
+        return self.engine
+
+    def add(self, name: str, sql: str, lateness_us: int = 0, late: Late = "amend") -> Plan:
+        """Plans a query and adds it to the engine."""
+        found = plan(sql, name, self.schemas | self.results)
+        result = self.results.get(name)
+        if result is None or result.columns != found.columns:
+            number = 100 + len(self.results)
+            result = Schema(number, number, name, found.columns, found.key)
+            self.log.register(result)
+            self.results[name] = result
+        source = (self.schemas | self.results)[found.source]
+        self.engine.add(found, source, result, lateness_us, late)
+        return found
+
+    def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows by column name in one commit; missing columns are NULL, `ts` is microseconds."""
+        schema = self.schemas[name]
+        columns = [
+            pa.array([row.get(field.name) for row in rows], pa.int64()).cast(field.type)
+            if pa.types.is_timestamp(field.type)
+            else pa.array([row.get(field.name) for row in rows], field.type)
+            for field in schema.arrow
+        ]
+        self.log.append([(schema, pa.record_batch(columns, schema=schema.arrow))])
+
+    def settle(self, idle: bool = False) -> None:
+        """Steps until nothing is left to do, amendments written; with `idle`, until silent partitions are marked."""
+        self.now_us += 1_000_000
+        while self.engine.step():
+            pass
+        if idle:
+            self.now_us += self.settings.idle_timeout
+            while self.engine.step():
+                pass
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """All rows of a stream in log order; timestamps as microseconds."""
+        schema = (self.schemas | self.results)[name]
+        reader = self.log.reader(schema.stream, ())
+        found = []
+        while (batch := reader.read(10_000)) is not None:
+            columns = {
+                field.name: (
+                    column.cast(pa.int64()) if pa.types.is_timestamp(field.type) else column
+                ).to_pylist()
+                for field, column in zip(batch.schema, batch.columns, strict=True)
+            }
+            found += [
+                dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+            ]
+        return found
+
+    def latest(self, found: Plan) -> dict[tuple[Any, ...], list[Any]]:
+        """Aggregates of the highest revision by group values and window start; checks that none is lost or doubled."""
+        revisions: dict[tuple[Any, ...], list[int]] = {}
+        latest: dict[tuple[Any, ...], list[Any]] = {}
+        for row in self.rows(found.name):
+            key = (*(row[group.alias] for group in found.groups), row["window_start"])
+            assert row["window_end"] - row["window_start"] == found.size_us
+            assert row["ts"] == row["window_end"] - 1000
+            revisions.setdefault(key, []).append(row["revision"])
+            if row["revision"] == max(revisions[key]):
+                latest[key] = [row[aggregate.alias] for aggregate in found.aggregates]
+        for key, numbers in revisions.items():
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), (
+                f"{key}: revisions {numbers}"
+            )
+        return latest
+
+    def steps(self, query: str) -> list[Step]:
+        """Recorded steps of a query."""
+        reader = self.log.reader(STEPS, ())
+        steps: list[Step] = []
+        while (batch := reader.read(10_000)) is not None:
+            steps += steps_of(batch, query)
+        return steps
+
+    def check(
+        self,
+        found: Plan,
+        lateness_us: int = 0,
+        late: Late = "amend",
+        where: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> oracle.Expected:
+        """The result stream holds what the oracle expects of the log's rows and the recorded idle marks."""
+        expected = oracle.run(
+            [(row["_partition"], row["_offset"], row) for row in self.rows(found.source)],
+            [(step.to, step.idle) for step in self.steps(found.name)],
+            len(self.log.end(STEPS)),
+            [group.column for group in found.groups],
+            [(aggregate.function, aggregate.column) for aggregate in found.aggregates],
+            found.size_us,
+            lateness_us,
+            self.settings.amend_windows if late == "amend" else 0,
+            where,
+        )
+        results = self.latest(found)
+        assert results.keys() == expected.windows.keys()
+        for key, values in expected.windows.items():
+            for one, other in zip(results[key], values, strict=True):
+                assert oracle.same(one, other), f"{key}: {results[key]} is not {values}"
+        metrics = self.engine.metrics()[found.name]
+        assert metrics["dropped"] == expected.dropped
+        assert metrics["watermark_us"] == expected.watermark
+        assert metrics["windows_closed"] == len(results)
+        return expected
+
+    def close(self) -> None:
+        self.log.close()

@@ -1,0 +1,540 @@
+"""The embedded engine over a real log: windows, lateness, idleness, restarts, kills."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from headwater.config import EngineSettings
+from headwater.errors import DataDirectoryError, LogFullError, QueryLimitError
+from headwater.records import STEPS, Column, ColumnType, Schema
+from headwater.streams import query as query_module
+from headwater.streams.sql import Plan
+from tests.streams.harness import Harness, Late
+
+_T = ColumnType
+SOURCE = Schema(
+    16,
+    16,
+    "t",
+    (
+        Column("device", _T.STRING),
+        Column("ts", _T.TIMESTAMP),
+        Column("received_at", _T.TIMESTAMP),
+        Column("x", _T.DOUBLE),
+        Column("k", _T.BIGINT),
+        Column("mode", _T.STRING),
+    ),
+    "device",
+)
+WINDOW = "TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' SECONDS))"
+BY_DEVICE = (
+    f"SELECT device, COUNT(*) AS n, SUM(x) AS s, AVG(k) AS a, MIN(k) AS lo, MAX(x) AS hi FROM {WINDOW} "
+    "GROUP BY device, window_start, window_end"
+)
+BY_MODE = (
+    f"SELECT mode, k, COUNT(x) AS n, MAX(ts) AS last FROM {WINDOW} GROUP BY k, mode, window_start, window_end"
+)
+IN_ALL = f"SELECT COUNT(*) AS n, AVG(x) AS a FROM {WINDOW} GROUP BY window_start, window_end"
+S = 1_000_000
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    found = Harness(tmp_path, SOURCE, partitions=1)
+    yield found
+    found.close()
+
+
+def row(
+    device: str | None, at_s: float, x: float | None = 1.0, k: int | None = 1, **more: Any
+) -> dict[str, Any]:
+    return {"device": device, "ts": round(at_s * S), "received_at": round(at_s * S), "x": x, "k": k, **more}
+
+
+def test_a_window_closes_when_the_watermark_reaches_its_end(harness: Harness) -> None:
+    found = harness.add("q", BY_DEVICE, lateness_us=2 * S)
+    harness.append("t", [row("a", 1, 1.5), row("b", 3, 2.0, 7), row("a", 9.999, 0.25, 4)])
+    harness.append("t", [row("a", 11.999)])
+    harness.settle()
+    assert harness.rows("q") == []
+    harness.append("t", [row("a", 12)])
+    harness.settle()
+    assert harness.latest(found) == {("a", 0): [2, 1.75, 2, 1, 1.5], ("b", 0): [1, 2.0, 7, 7, 2.0]}
+    first = harness.rows("q")[0]
+    assert (first["window_start"], first["window_end"], first["ts"], first["revision"]) == (
+        0,
+        10 * S,
+        10 * S - 1000,
+        0,
+    )
+    harness.check(found, 2 * S)
+
+
+def test_late_rows_amend_windows_that_are_held(harness: Harness) -> None:
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 10)])
+    harness.settle()
+    harness.append("t", [row("a", 2), row("b", 3)])
+    harness.settle()
+    revisions = [(r["device"], r["n"], r["revision"]) for r in harness.rows("q")]
+    assert revisions == [("a", 1, 0), ("a", 2, 1), ("b", 1, 0)]
+    assert harness.engine.metrics()["q"]["late"] == 2
+    assert harness.engine.metrics()["q"]["amendments"] == 1
+    harness.check(found)
+
+
+def test_rows_for_windows_no_longer_held_are_dropped_and_counted(harness: Harness) -> None:
+    found = harness.add("q", BY_DEVICE)
+    held = harness.settings.amend_windows
+    harness.append("t", [row("a", 5), row("a", 15), row("a", 10 * (held + 1))])
+    harness.append("t", [row("a", 6), row("a", 16)])
+    harness.settle()
+    assert harness.engine.metrics()["q"]["dropped"] == 1
+    assert harness.engine.metrics()["q"]["late"] == 1
+    harness.check(found)
+
+
+def test_with_late_drop_no_window_is_amended(harness: Harness) -> None:
+    found = harness.add("q", BY_DEVICE, late="drop")
+    harness.append("t", [row("a", 1), row("a", 10), row("a", 2), row("a", 11)])
+    harness.settle()
+    assert [(r["n"], r["revision"]) for r in harness.rows("q")] == [(1, 0)]
+    assert harness.engine.metrics()["q"]["dropped"] == 1
+    harness.check(found, late="drop")
+
+
+@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE, IN_ALL])
+def test_nulls_and_groups(harness: Harness, sql: str) -> None:
+    found = harness.add("q", sql)
+    rows = [
+        row("a", 1, None, None, mode=None),
+        row("a", 2, None, -7, mode="auto"),
+        row("b", 3, 1.0, -2, mode="auto"),
+        row("b", 4, -0.5, -2, mode=None),
+        row("c", 5, 4.0, None, mode=""),
+        row("a", 31, mode="auto"),
+    ]
+    harness.append("t", rows)
+    harness.settle()
+    assert len(harness.check(found).windows) >= 1
+
+
+def test_where_leaves_rows_out_but_they_move_the_watermark(harness: Harness) -> None:
+    found = harness.add(
+        "q", f"SELECT COUNT(*) AS n FROM {WINDOW} WHERE x > 1 GROUP BY window_start, window_end"
+    )
+    harness.append("t", [row("a", 1, 5.0), row("a", 2, 0.5), row("a", 3, None), row("a", 10, 0.0)])
+    harness.settle()
+    assert harness.latest(found) == {(0,): [1]}
+    assert harness.engine.metrics()["q"]["filtered"] == 3
+    harness.check(found, where=lambda r: r["x"] is not None and r["x"] > 1)
+
+
+def test_a_partition_without_rows_holds_windows_open_until_it_is_idle(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, SOURCE, partitions=4)
+    found = harness.add("q", BY_DEVICE)
+    harness.settle()
+    harness.append("t", [row("a", 1)])
+    harness.append("t", [row("a", 25)])
+    harness.settle()
+    assert harness.rows("q") == []
+    harness.now_us += harness.settings.idle_timeout - 2 * S
+    harness.append("t", [row("a", 26)])
+    harness.settle()
+    assert harness.latest(found).keys() == {("a", 0)}
+    harness.check(found)
+    harness.close()
+
+
+def test_with_all_partitions_idle_the_last_window_waits_for_the_next_reading(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, SOURCE, partitions=4)
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 12)])
+    harness.settle(idle=True)
+    assert harness.latest(found).keys() == {("a", 0)}
+    harness.settle(idle=True)
+    assert harness.latest(found).keys() == {("a", 0)}
+    harness.append("t", [row("a", 20)])
+    harness.settle()
+    assert harness.latest(found).keys() == {("a", 0), ("a", 10 * S)}
+    harness.check(found)
+    harness.close()
+
+
+def test_the_watermark_never_goes_back_when_a_partition_wakes_up(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, SOURCE, partitions=4)
+    found = harness.add("q", BY_DEVICE)
+    for device in "abcdefgh":
+        harness.append("t", [row(device, 1)])
+    harness.settle(idle=True)
+    harness.append("t", [row("a", 50)])
+    harness.settle()
+    before = harness.engine.metrics()["q"]["watermark_us"]
+    for device in "bcdefgh":
+        harness.append("t", [row(device, 2)])
+    harness.settle()
+    assert harness.engine.metrics()["q"]["watermark_us"] == before == 50 * S
+    assert harness.engine.metrics()["q"]["late"] == 7
+    harness.check(found)
+    harness.close()
+
+
+def test_many_windows_leave_in_slices_and_nothing_comes_between(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_module, "SLICE_ROWS", 7)
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row(f"d{n}", n % 10) for n in range(40)])
+    harness.append("t", [row("d0", 10), row("d1", 3), row("d2", 11)])
+    harness.settle()
+    assert [step.rows for step in harness.steps("q")][:5] == [7] * 5
+    assert all(step.to == [41] and step.closing for step in harness.steps("q")[:5])
+    harness.check(found)
+
+
+def test_a_query_goes_on_where_it_stood(harness: Harness) -> None:
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 11), row("b", 12)])
+    harness.settle()
+    harness.engine.close()
+    harness.append("t", [row("a", 2), row("b", 22)])
+    harness.restart()
+    harness.add("q", BY_DEVICE)
+    harness.settle()
+    harness.check(found)
+    assert harness.engine.metrics()["q"]["rows"] == 5
+
+
+def test_a_new_query_begins_with_the_oldest_row_of_the_log(harness: Harness) -> None:
+    harness.append("t", [row("a", 1), row("a", 11)])
+    found = harness.add("q", BY_DEVICE)
+    harness.settle()
+    assert harness.check(found).windows.keys() == {("a", 0)}
+
+
+def test_a_changed_query_begins_at_the_end_and_its_rows_win(harness: Harness) -> None:
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 11), row("a", 2), row("a", 12)])
+    harness.settle()
+    harness.engine.close()
+    harness.restart()
+    with capture_logs() as logs:
+        changed = harness.add("q", BY_DEVICE.replace(" GROUP", " WHERE x > 0 GROUP"))
+    assert [(log["log_level"], log["reason"]) for log in logs] == [("warning", "its SQL changed")]
+    assert harness.steps("q")[-1].generation == 0
+    harness.append("t", [row("a", 3), row("a", 13), row("a", 20)])
+    harness.settle()
+    latest = harness.rows("q")[-1]
+    assert (latest["window_start"], latest["n"], latest["revision"]) == (10 * S, 1, 1 << 32)
+    # The late row of the window that the old text had closed did not replace its result.
+    assert harness.engine.metrics()["q"]["dropped"] == 1
+    assert {r["revision"] for r in harness.rows("q") if r["window_start"] == 0} == {0, 1}
+    assert changed.key == "device"
+
+
+def test_changed_lateness_counts_from_a_checkpoint_on(harness: Harness) -> None:
+    found = harness.add("q", BY_DEVICE, lateness_us=5 * S)
+    harness.append("t", [row("a", 1), row("a", 15), row("a", 21)])
+    harness.settle()
+    harness.restart()  # without a checkpoint: the steps are replayed with the lateness they were made with
+    harness.add("q", BY_DEVICE, lateness_us=0, late="drop")
+    harness.append("t", [row("a", 30), row("a", 29)])
+    harness.settle()
+    assert {key[1]: values[0] for key, values in harness.latest(found).items()} == {
+        0: 1,
+        10 * S: 1,
+        20 * S: 1,
+    }
+    assert harness.engine.metrics()["q"]["dropped"] == 1
+    harness.restart()
+    harness.add("q", BY_DEVICE, lateness_us=0, late="drop")
+    harness.settle()
+    assert harness.engine.metrics()["q"]["dropped"] == 1
+
+
+def test_a_query_over_a_query_reads_first_results(harness: Harness) -> None:
+    harness.add("first", BY_DEVICE)
+    second = harness.add(
+        "second",
+        "SELECT SUM(n) AS n FROM TABLE(TUMBLE(TABLE first, DESCRIPTOR(ts), INTERVAL '20' SECONDS)) "
+        "GROUP BY window_start, window_end",
+    )
+    harness.append("t", [row("a", 1), row("a", 11), row("b", 12), row("a", 2), row("a", 20), row("a", 45)])
+    harness.settle()
+    assert harness.latest(second) == {(0,): [3]}
+    assert harness.engine.metrics()["second"]["amendments_skipped"] == 1
+
+
+def test_a_full_log_delays_a_step_and_loses_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 10)])
+
+    def full(parts: object) -> None:
+        raise LogFullError("appending: the queue is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.log, "append", full)
+        for _ in range(3):
+            with pytest.raises(LogFullError):
+                harness.engine.step()
+    harness.append("t", [row("a", 20)])
+    harness.settle()
+    assert len(harness.rows("q")) == 2
+    harness.check(found)
+
+
+def test_an_append_of_unknown_outcome_is_looked_up_in_the_log(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 10)])
+    append = harness.log.append
+
+    def stored_but_failed(parts: Any) -> None:
+        append(parts)
+        raise OSError("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.log, "append", stored_but_failed)
+        with pytest.raises(OSError, match="the answer was lost"):
+            harness.engine.step()
+    harness.append("t", [row("a", 20)])
+    harness.settle()
+    harness.check(found)
+
+
+def test_at_its_bound_a_query_does_not_wait_for_silent_partitions(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, SOURCE, partitions=4, settings=EngineSettings(state_bytes=1 << 20))
+    found = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 10 * n) for n in range(100)])
+    harness.settle()
+    assert len(harness.check(found).windows) == 99
+    harness.close()
+
+
+def test_at_its_bound_a_query_stops_and_its_input_waits(tmp_path: Path) -> None:
+    few = EngineSettings(max_keys=2)
+    harness = Harness(tmp_path, SOURCE, partitions=1, settings=few)
+    harness.add("q", BY_MODE)
+    harness.append(
+        "t", [row("a", 1, mode="a"), row("a", 2, mode="b"), row("a", 3, mode="c"), row("a", 11, mode="a")]
+    )
+    for _ in range(2):
+        with pytest.raises(QueryLimitError, match=r"query q: .*Raise engine\.max_keys"):
+            harness.engine.step()
+    harness.settings = EngineSettings()
+    harness.restart()
+    found = harness.add("q", BY_MODE)
+    harness.settle()
+    harness.check(found)
+    harness.close()
+
+
+def test_a_query_that_fails_does_not_keep_others_from_their_steps(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, SOURCE, partitions=1, settings=EngineSettings(max_keys=1))
+    harness.add("bad", BY_MODE)
+    good = harness.add("good", BY_DEVICE)
+    harness.append("t", [row("a", 1, mode="a"), row("a", 2, mode="b"), row("a", 11)])
+    with pytest.raises(QueryLimitError):
+        harness.engine.step()
+    harness.check(good)
+    harness.close()
+
+
+def test_the_log_keeps_what_a_replay_needs(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, SOURCE, partitions=1)
+    found = harness.add("q", BY_DEVICE)
+    held: dict[int, tuple[int, ...]] = {}
+    hold = harness.log.hold
+
+    def watch(reader: str, stream: int, offsets: tuple[int, ...]) -> None:
+        assert reader == "engine/q"
+        held[stream] = tuple(offsets)
+        hold(reader, stream, offsets)
+
+    harness.log.hold = watch  # type: ignore[method-assign]
+    for n in range(3):
+        harness.append("t", [row("a", 10 * n)])
+        harness.settle()
+        harness.engine.checkpoint()
+    # Two rows behind: should the newest checkpoint be damaged, the one before it is good for a replay.
+    assert held == {16: (2,), STEPS: (1,)}
+    (tmp_path / "engine" / "q.checkpoint").write_bytes(b"HWCK damaged")
+    harness.restart()
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 30)])
+    harness.settle()
+    harness.check(found)
+    harness.close()
+
+
+def test_a_log_that_is_not_the_one_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    harness = Harness(tmp_path / "one", SOURCE, partitions=1)
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 11)])
+    harness.settle()
+    checkpoint = (tmp_path / "one" / "engine" / "q.checkpoint").read_bytes()
+    harness.close()
+    other = Harness(tmp_path / "two", SOURCE, partitions=1)
+    other.add("q", BY_DEVICE)
+    other.append("t", [row("a", 1), row("a", 11), row("b", 2), row("b", 25)])
+    other.settle()
+    (tmp_path / "two" / "engine" / "q.checkpoint").write_bytes(
+        checkpoint.replace(b'"offsets":[0]', b'"offsets":[2]')
+    )
+    other.restart()
+    with pytest.raises(DataDirectoryError, match="checksum does not match"):
+        other.add("q", BY_DEVICE)
+    other.close()
+
+
+# ---- properties
+
+
+class Killed(BaseException):
+    """The process ended here, as far as the engine is concerned."""
+
+
+def _kill_at(line: int) -> None:
+    """Raises Killed at the n-th line of the engine that runs from now on."""
+    left = line
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if "headwater/streams" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                sys.settrace(None)
+                raise Killed
+        return trace
+
+    sys.settrace(trace)
+
+
+_ROWS = st.lists(
+    st.tuples(
+        st.sampled_from("abcdef"),
+        st.integers(-25_000, 25_000),
+        st.none() | st.floats(-1e6, 1e6, width=32),
+        st.none() | st.integers(-3, 3),
+        st.none() | st.sampled_from(["", "auto", "manual"]),
+    ),
+    max_size=30,
+)
+_ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), _ROWS),
+        st.tuples(st.just("step"), st.integers(0, 3)),
+        st.tuples(
+            st.just("clock"), st.sampled_from([1_000, 150_000, 900_000, 2_500_000, 5_000_000, 11_000_000])
+        ),
+        st.tuples(st.just("kill"), st.integers(1, 1500)),
+        st.tuples(st.just("restart"), st.booleans()),
+        st.tuples(st.just("checkpoint"), st.none()),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    actions=_ACTIONS,
+    sql=st.sampled_from([BY_DEVICE, BY_MODE, IN_ALL]),
+    partitions=st.sampled_from([1, 3]),
+    lateness_us=st.sampled_from([0, 3 * S, 30 * S]),
+    late=st.sampled_from(["amend", "drop"]),
+    read_rows=st.sampled_from([1, 3, 7, 100_000]),
+    slice_rows=st.sampled_from([1, 2, 5, 100_000]),
+    held=st.sampled_from([1, 3, 12]),
+)
+def test_any_disorder_cut_and_kill_gives_what_the_oracle_gives(
+    actions: list[tuple[str, Any]],
+    sql: str,
+    partitions: int,
+    lateness_us: int,
+    late: Late,
+    read_rows: int,
+    slice_rows: int,
+    held: int,
+) -> None:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(query_module, "READ_ROWS", read_rows)
+    patch.setattr(query_module, "SLICE_ROWS", slice_rows)
+    with TemporaryDirectory() as directory, patch.context():
+        options = EngineSettings(amend_windows=held)
+        harness = Harness(Path(directory), SOURCE, partitions=partitions, settings=options)
+        try:
+            found = harness.add("q", sql, lateness_us, late)
+            _play(harness, found, sql, lateness_us, late, actions)
+            # One more start must find the same, too.
+            for _ in range(2):
+                harness.settle(idle=True)
+                harness.check(found, lateness_us, late)
+                harness.restart()
+                harness.add("q", sql, lateness_us, late)
+        finally:
+            sys.settrace(None)
+            harness.close()
+            patch.undo()
+
+
+def _play(
+    harness: Harness, found: Plan, sql: str, lateness_us: int, late: Late, actions: list[tuple[str, Any]]
+) -> None:
+    base_ms = 1_000_000
+    for action, value in actions:
+        if action == "append":
+            base_ms += 4_000
+            rows = [
+                {"device": d, "ts": (base_ms + ms) * 1000, "x": x, "k": k, "mode": mode}
+                for d, ms, x, k, mode in value
+            ]
+            if rows:
+                harness.append("t", rows)
+        elif action == "step":
+            for _ in range(value):
+                harness.engine.step()
+        elif action == "clock":
+            harness.now_us += value
+        elif action == "checkpoint":
+            harness.engine.checkpoint()
+        elif action == "restart":
+            if value:
+                harness.engine.close()
+            harness.restart()
+            harness.add("q", sql, lateness_us, late)
+        else:
+            _kill(harness, found, sql, lateness_us, late, value)
+
+
+def _kill(harness: Harness, found: Plan, sql: str, lateness_us: int, late: Late, line: int) -> None:
+    """Kills the engine at some line of steps, a checkpoint or a start, and starts it again."""
+    _kill_at(line)
+    try:
+        for _ in range(4):
+            harness.engine.step()
+        harness.engine.checkpoint()
+        harness.restart()
+        harness.add("q", sql, lateness_us, late)
+        harness.engine.step()
+        harness.engine.checkpoint()
+    except Killed:
+        pass
+    finally:
+        sys.settrace(None)
+    harness.restart()
+    harness.add("q", sql, lateness_us, late)
