@@ -38,7 +38,8 @@ check: build $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest headwater._native --allowlist tests/stubtest-allowlist.txt
+	$(BIN)/python -m mypy.stubtest headwater._native --mypy-config-file pyproject.toml \
+		--allowlist tests/stubtest-allowlist.txt
 	$(BIN)/lint-imports
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import shutil
 import subprocess
 import tempfile
@@ -25,15 +24,23 @@ def library() -> Path:
     folder = tempfile.mkdtemp(prefix="forgetful-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     built = Path(folder) / "forgetful.so"
-    options = (
-        "-std=gnu11 -O2 -Wall -Wextra -Werror -U_FORTIFY_SOURCE -fvisibility=hidden -shared -fPIC".split()
-    )
+    options = [
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-U_FORTIFY_SOURCE",
+        "-fvisibility=hidden",
+        "-shared",
+        "-fPIC",
+    ]
     subprocess.run([COMPILER, *options, SOURCE, "-o", built, "-ldl", "-lpthread"], check=True)
     return built
 
 
 class Layer:
-    """Watches `folder`: processes started with `environment` can lose what they did not sync there."""
+    """Watches `folder`: processes started with `variables` can lose what they did not sync there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,10 +49,9 @@ class Layer:
         self.journal.mkdir(exist_ok=True)
 
     @property
-    def environment(self) -> dict[str, str]:
-        """Variables for the processes, beside this process's own."""
+    def variables(self) -> dict[str, str]:
+        """Environment variables that put a process, and all that it starts, under the layer."""
         return {
-            **os.environ,
             "LD_PRELOAD": str(library()),
             "FORGETFUL_WATCH": str(self.folder),
             "FORGETFUL_JOURNAL": str(self.journal),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -34,7 +35,7 @@ def run(layer: Layer, program: str) -> None:
     text = PRELUDE + textwrap.dedent(program) + "\nos.kill(os.getpid(), 9)\n"
     done = subprocess.run(
         [sys.executable, "-c", text, layer.folder],
-        env=layer.environment,
+        env=os.environ | layer.variables,
         capture_output=True,
         text=True,
         check=False,
@@ -317,7 +318,7 @@ def test_the_rust_standard_library_is_seen_whole(layer: Layer, tmp_path: Path) -
         """
     )
     subprocess.run(["rustc", "-O", "-o", tmp_path / "program", tmp_path / "program.rs"], check=True)
-    done = subprocess.run([tmp_path / "program", layer.folder], env=layer.environment, check=False)
+    done = subprocess.run([tmp_path / "program", layer.folder], env=os.environ | layer.variables, check=False)
     assert done.returncode == -9
     layer.cut_power()
     assert contents(layer.folder) == before

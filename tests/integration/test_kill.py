@@ -1,0 +1,208 @@
+"""`kill -9` and power cuts at random moments under load: nothing acknowledged is missing, nothing is lost or doubled.
+
+The publisher is a process of its own that notes each PUBACK before it counts it (publisher.py). The server is killed
+and started again on the same data directory; with the forgetful file layer, what it did not sync is taken from it
+before. At the end windows and alarms are computed again from the stored rows, in plain Python (reference.py).
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.forgetful.layer import COMPILER, Layer
+from tests.integration.publisher import DEVICES, END_MS
+from tests.integration.reference import recorded_transitions, transitions, us, windows
+from tests.integration.server import PATIENCE_S, Server, await_that
+
+#: Small segments, files and checkpoints, so that every mechanism runs many times between two kills.
+CONFIG = '''
+[log]
+segment_bytes = 1048576
+[store]
+flush_interval = "500ms"
+[engine]
+checkpoint_interval = "500ms"
+
+[streams.telemetry]
+topic    = "dt/{site}/{device}/telemetry"
+time     = "ts"
+fields   = { seq = "bigint", temperature = "double" }
+lateness = "2m"
+
+[queries.minutes]
+sql = """SELECT device, window_start, window_end, COUNT(*) AS n, SUM(temperature) AS total,
+                MIN(temperature) AS low, MAX(temperature) AS high
+         FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '1' MINUTES))
+         GROUP BY device, window_start, window_end"""
+
+[alarms.hot]
+on    = "telemetry"
+where = "temperature > 80"
+clear = "temperature < 75"
+for   = "5s"
+'''
+WINDOW_US = 60_000_000
+
+
+@contextmanager
+def publishing(server: Server, acks: Path, seed: int) -> Iterator[subprocess.Popen[str]]:
+    """An independent publisher; closing its standard input makes it finish."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.publisher",
+        server.directory / "run.json",
+        acks,
+        str(seed),
+    ]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def acknowledged(acks: Path) -> list[int]:
+    """Numbers of the readings whose PUBACK the publisher has noted so far."""
+    text = acks.read_text() if acks.exists() else ""
+    return [int(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def stored(server: Server) -> set[int]:
+    return {seq for (seq,) in server.rows("SELECT DISTINCT seq FROM telemetry")}
+
+
+def run(server: Server, acks: Path, kills: int, seed: int, between: Callable[[int], None]) -> None:
+    """Kills the server `kills` times at random moments under load, then checks all that it keeps."""
+    random = Random(seed)
+    server.start()
+    with publishing(server, acks, seed) as publisher:
+        for kill in range(kills):
+            # A random moment: after so many more acknowledgements, from the first ones after the start on.
+            goal = len(acknowledged(acks)) + int(random.expovariate(1 / 3000)) + 1
+            await_that(
+                f"kill {kill}: the publisher gets acknowledgements",
+                lambda goal=goal: publisher.poll() is not None or len(acknowledged(acks)) >= goal,
+            )
+            assert publisher.poll() is None, publisher.communicate()[1]
+            server.kill()
+            noted = set(acknowledged(acks))
+            between(kill)
+            server.start()
+            missing = noted - stored(server)
+            assert not missing, (
+                f"after kill {kill}: {len(missing)} acknowledged readings are missing: {sorted(missing)[:9]}"
+            )
+        assert publisher.stdin is not None
+        publisher.stdin.close()
+        assert publisher.wait(PATIENCE_S) == 0
+    check(server, set(acknowledged(acks)))
+
+
+def check(server: Server, noted: set[int]) -> None:
+    """Rows, windows and alarms of a server whose publisher has finished."""
+    rows = server.rows("SELECT device, ts, received_at, seq, temperature FROM telemetry")
+    missing = noted - {row[3] for row in rows}
+    assert not missing, f"{len(missing)} acknowledged readings are missing: {sorted(missing)[:9]}"
+
+    # A device's rows in the order of the log: by arrival, and within one arrival by number, as they were sent.
+    series = defaultdict(list)
+    for device, ts, _received, _seq, temperature in sorted(rows, key=lambda row: (us(row[2]), row[3])):
+        series[device].append((us(ts), temperature))
+    assert len(series) == DEVICES
+
+    wanted = {
+        (device, start): window
+        for device, readings in series.items()
+        for start, window in windows(readings, WINDOW_US).items()
+        if start + WINDOW_US <= END_MS * 1000
+    }
+    sql = "SELECT device, window_start, n, total, low, high FROM minutes"
+    await_that("every window is closed", lambda: len(server.rows(sql)) >= len(wanted))
+
+    def differences() -> list[str]:
+        found = {(device, us(start)): values for device, start, *values in server.rows(sql)}
+        wrong = [f"window {key}: not there" for key in wanted.keys() - found.keys()]
+        wrong += [f"window {key}: has no rows" for key in found.keys() - wanted.keys()]
+        for key in wanted.keys() & found.keys():
+            n, total, low, high = found[key]
+            want = wanted[key]
+            if (n, low, high) != (want.count, want.low, want.high) or not math.isclose(
+                total, want.total, rel_tol=1e-12
+            ):
+                wrong.append(f"window {key}: {found[key]} instead of {want}")
+        return wrong
+
+    # A resend that came late amends its window a moment after the row can be read.
+    try:
+        await_that("the windows equal those of the stored rows", lambda: not differences(), 10)
+    except AssertionError:
+        assert differences() == []
+
+    expected = {
+        device: transitions(readings, lambda t: t > 80, lambda t: t < 75, 5_000_000)
+        for device, readings in series.items()
+    }
+    resolved = sum(state == "resolved" for found in expected.values() for state, _ in found)
+    assert resolved > DEVICES, "the run raised too few alarms to show anything"
+    server.await_alarms(lambda found: sum(each["state"] == "resolved" for each in found) >= resolved)
+    fired = sum(state == "firing" for found in expected.values() for state, _ in found)
+    assert len([each for each in server.get("/api/v1/alarms", limit="100000") if each["fired_at"]]) == fired
+    books = server.get("/api/v1/books")
+    assert books["balanced"], books
+    server.stop()
+    assert recorded_transitions(server.directory, "hot") == expected
+
+
+def nothing(_kill: int) -> None:
+    """Between kill and start: the operating system still has everything that was written."""
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_three_kills(server: Callable[..., Server], tmp_path: Path, seed: int) -> None:
+    run(server(CONFIG), tmp_path / "acks", 3, seed, nothing)
+
+
+@pytest.mark.chaos
+def test_twenty_kills(server: Callable[..., Server], tmp_path: Path) -> None:
+    run(server(CONFIG), tmp_path / "acks", 20, 20, nothing)
+
+
+def power_cuts(server: Callable[..., Server], tmp_path: Path, cuts: int, seed: int) -> None:
+    up = server(CONFIG)
+    layer = Layer(up.directory)
+    up.environment = {**up.environment, **layer.variables}
+    lost = 0
+
+    def cut(kill: int) -> None:
+        # In turns: nothing unsynced survives, or a random part of it, torn and out of order.
+        nonlocal lost
+        report = layer.cut_power(None if kill % 2 == 0 else seed * 1000 + kill)
+        lost += report.writes_lost + report.names_lost
+
+    run(up, tmp_path / "acks", cuts, seed, cut)
+    assert lost, "no power cut took anything away, so the layer was not at work"
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to build the forgetful layer with")
+@pytest.mark.parametrize("seed", [2])
+def test_four_power_cuts(server: Callable[..., Server], tmp_path: Path, seed: int) -> None:
+    power_cuts(server, tmp_path, 4, seed)
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to build the forgetful layer with")
+def test_twenty_power_cuts(server: Callable[..., Server], tmp_path: Path) -> None:
+    power_cuts(server, tmp_path, 20, 21)
