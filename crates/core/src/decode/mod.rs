@@ -1,1 +1,36 @@
+//! Payload bytes in, typed cells out: pure, without clock and without I/O.
+//!
+//! A [`StreamSpec`] is what the configuration declares. [`StreamPlan::new`] compiles it once against
+//! the stream's schema; [`StreamPlan::decode`] then turns each payload into rows of a reusable
+//! [`Decoded`] in one pass over the bytes, guided by the declared fields, and builds no tree.
+//!
+//! Every kind of bad payload has one stated outcome, see [`DecodeError::reason`]. Errors of syntax
+//! come before errors of meaning: a payload that is not JSON is `invalid-json` whatever else its
+//! fields hold, and a value that a later duplicate of its key replaces is never complained about.
 
+mod decoded;
+mod error;
+mod json;
+mod keys;
+mod number;
+mod plan;
+mod reading;
+mod spec;
+mod suggest;
+mod time;
+
+#[cfg(test)]
+mod tests;
+
+pub use decoded::Decoded;
+pub use error::DecodeError;
+pub use plan::StreamPlan;
+pub use spec::{FieldSpec, Format, StreamSpec, TimeSpec, TimeUnit, topic_captures};
+pub use suggest::{Suggestion, suggest};
+
+/// Containers that may be open at once; a 65th is `too-deep`. Ours: RFC 8259 section 9 lets a
+/// parser choose.
+pub const MAX_DEPTH: u32 = 64;
+
+/// Readings of one payload. Ours: `[{},{},...]` is three bytes a reading, but a row of cells each.
+pub const MAX_READINGS: usize = 65_536;

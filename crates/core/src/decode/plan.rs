@@ -1,0 +1,273 @@
+//! A stream's declaration compiled against its schema: which key of which object goes to which column.
+
+use std::sync::Arc;
+
+use crate::schema::{ColumnType, SchemaRef};
+
+use super::decoded::{Decoded, Stored};
+use super::error::DecodeError;
+use super::keys::Keys;
+use super::spec::{Format, StreamSpec, TimeUnit, topic_captures};
+use super::{MAX_DEPTH, reading};
+
+/// Compiled once per stream, then shared by all gateway threads.
+#[derive(Debug)]
+pub struct StreamPlan {
+    format: Format,
+    captures: usize,
+    /// Names of the columns in schema order, for error messages.
+    pub(super) names: Vec<Arc<str>>,
+    /// Objects that hold declared fields; the first is the reading itself.
+    pub(super) nodes: Vec<Node>,
+}
+
+/// One object of the payload that holds declared fields.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub keys: Keys,
+    /// What each key leads to, in the order of `keys`.
+    pub targets: Vec<Target>,
+    /// Every column beneath: a second object under the same key starts anew.
+    pub beneath: Vec<u16>,
+}
+
+#[derive(Debug)]
+pub(super) enum Target {
+    Leaf(Slot),
+    /// Several columns of one field.
+    Leaves(Vec<Slot>),
+    /// Index of `nodes`.
+    Object(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub column: u16,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Double,
+    Bigint,
+    Boolean,
+    String,
+    Timestamp(TimeUnit),
+}
+
+impl StreamPlan {
+    /// Columns of `schema` must be: captures in topic order (string), `ts` and `received_at` (timestamp), then the
+    /// fields in declared order.
+    ///
+    /// Errors: a sentence for the author of the configuration, which names stream, field and what was found.
+    pub fn new(spec: &StreamSpec, schema: SchemaRef) -> Result<StreamPlan, String> {
+        let stream = &spec.name;
+        check_columns(spec, &schema)?;
+        let mut tree = Tree { objects: vec![Object::default()] };
+        if let Some(time) = &spec.time {
+            let column = spec.captures.len() as u16;
+            let slot = Slot { column, kind: Kind::Timestamp(time.unit) };
+            tree.add(&time.path, slot).map_err(|problem| format!("time of stream {stream:?}: {problem}"))?;
+        }
+        for (at, field) in spec.fields.iter().enumerate() {
+            let name = &field.name;
+            let kind = match field.ty {
+                ColumnType::Double => Kind::Double,
+                ColumnType::Bigint => Kind::Bigint,
+                ColumnType::Boolean => Kind::Boolean,
+                ColumnType::String => Kind::String,
+                ColumnType::Timestamp => Kind::Timestamp(TimeUnit::Auto),
+                ColumnType::Binary => {
+                    return Err(format!(
+                        "field {name:?} of stream {stream:?} is binary, which JSON cannot hold; declare it a string"
+                    ));
+                }
+            };
+            let slot = Slot { column: (spec.captures.len() + 2 + at) as u16, kind };
+            tree.add(&field.path, slot)
+                .map_err(|problem| format!("field {name:?} of stream {stream:?}: {problem}"))?;
+        }
+        Ok(StreamPlan {
+            format: spec.format,
+            captures: spec.captures.len(),
+            names: schema.columns.iter().map(|column| column.name.as_str().into()).collect(),
+            nodes: tree.compile(),
+        })
+    }
+
+    /// Replaces what `into` holds by the readings of one payload; on error it holds none.
+    ///
+    /// captures:       the topic levels bound by `{name}`, in the order of `StreamSpec::captures`, valid UTF-8
+    /// received_at_us: arrival, microseconds since the Unix epoch, UTC; the event time where the payload has none
+    pub fn decode(
+        &self,
+        payload: &[u8],
+        captures: &[&[u8]],
+        received_at_us: i64,
+        into: &mut Decoded,
+    ) -> Result<(), DecodeError> {
+        into.clear();
+        let result = self.start(captures, received_at_us, into).and_then(|()| match self.format {
+            Format::Json => reading::read(self, payload, into),
+        });
+        if result.is_err() {
+            into.clear();
+        }
+        result
+    }
+
+    /// Fills the template of a row.
+    fn start(&self, captures: &[&[u8]], received_at_us: i64, into: &mut Decoded) -> Result<(), DecodeError> {
+        debug_assert_eq!(captures.len(), self.captures);
+        for at in 0..self.captures {
+            let cell = match captures.get(at) {
+                Some(level) => into.text(|arena| arena.extend_from_slice(level))?,
+                None => Stored::Null,
+            };
+            into.template.push(cell);
+        }
+        into.template.push(Stored::Timestamp(received_at_us));
+        into.template.push(Stored::Timestamp(received_at_us));
+        into.template.resize(self.names.len(), Stored::Null);
+        Ok(())
+    }
+}
+
+fn check_columns(spec: &StreamSpec, schema: &SchemaRef) -> Result<(), String> {
+    let stream = &spec.name;
+    let captured = topic_captures(&spec.topic)?;
+    if captured != spec.captures {
+        return Err(format!(
+            "stream {stream:?} has captures {:?}, but its topic {:?} captures {captured:?}",
+            spec.captures, spec.topic
+        ));
+    }
+    let captures = spec.captures.iter().map(|name| (name.as_str(), ColumnType::String));
+    let times = ["ts", "received_at"].map(|name| (name, ColumnType::Timestamp));
+    let fields = spec.fields.iter().map(|field| (field.name.as_str(), field.ty));
+    let wanted: Vec<(&str, ColumnType)> = captures.chain(times).chain(fields).collect();
+    for (at, (name, _)) in wanted.iter().enumerate() {
+        if wanted[..at].iter().any(|(earlier, _)| earlier == name) {
+            return Err(format!("stream {stream:?} has two columns called {name:?}; rename the field"));
+        }
+    }
+    let found: Vec<(&str, ColumnType)> =
+        schema.columns.iter().map(|column| (column.name.as_str(), column.ty)).collect();
+    if wanted != found {
+        return Err(format!(
+            "stream {stream:?} declares the columns {wanted:?}, but its schema has {found:?}"
+        ));
+    }
+    if wanted.len() > MAX_COLUMNS {
+        return Err(format!("stream {stream:?} has {} columns; at most {MAX_COLUMNS} work", wanted.len()));
+    }
+    Ok(())
+}
+
+/// Column indexes are u16. Ours.
+const MAX_COLUMNS: usize = 4096;
+
+/// The declared paths as a tree, before it is frozen.
+struct Tree {
+    objects: Vec<Object>,
+}
+
+#[derive(Default)]
+struct Object {
+    keys: Vec<String>,
+    targets: Vec<Target>,
+}
+
+impl Tree {
+    fn add(&mut self, path: &str, slot: Slot) -> Result<(), String> {
+        let mut steps = path_steps(path)?;
+        let Some(last) = steps.pop() else { return Err(format!("path {path:?} is empty")) };
+        let clash = || {
+            format!("path {path:?} makes a value of what another path takes for an object, or the reverse")
+        };
+        let mut object = 0;
+        for step in steps {
+            let at = self.key(object, step);
+            let objects = self.objects.len();
+            match self.objects[object].targets.get(at) {
+                Some(Target::Object(child)) => object = *child,
+                Some(_) => return Err(clash()),
+                None => {
+                    self.objects[object].targets.push(Target::Object(objects));
+                    self.objects.push(Object::default());
+                    object = objects;
+                }
+            }
+        }
+        let at = self.key(object, last);
+        let targets = &mut self.objects[object].targets;
+        match targets.get_mut(at) {
+            None => targets.push(Target::Leaf(slot)),
+            Some(Target::Leaves(slots)) => slots.push(slot),
+            Some(Target::Leaf(first)) => targets[at] = Target::Leaves(vec![*first, slot]),
+            Some(Target::Object(_)) => return Err(clash()),
+        }
+        Ok(())
+    }
+
+    /// Index of a key of an object, new at the end if it is not there.
+    fn key(&mut self, object: usize, name: String) -> usize {
+        let keys = &mut self.objects[object].keys;
+        keys.iter().position(|key| *key == name).unwrap_or_else(|| {
+            keys.push(name);
+            keys.len() - 1
+        })
+    }
+
+    fn beneath(&self, object: usize, into: &mut Vec<u16>) {
+        for target in &self.objects[object].targets {
+            match target {
+                Target::Leaf(slot) => into.push(slot.column),
+                Target::Leaves(slots) => into.extend(slots.iter().map(|slot| slot.column)),
+                Target::Object(child) => self.beneath(*child, into),
+            }
+        }
+    }
+
+    fn compile(self) -> Vec<Node> {
+        let beneath: Vec<Vec<u16>> = (0..self.objects.len())
+            .map(|object| {
+                let mut columns = Vec::new();
+                self.beneath(object, &mut columns);
+                columns
+            })
+            .collect();
+        let nodes = self.objects.into_iter().zip(beneath).map(|(object, beneath)| Node {
+            keys: Keys::new(object.keys.iter().map(String::as_str)),
+            targets: object.targets,
+            beneath,
+        });
+        nodes.collect()
+    }
+}
+
+/// The keys that a dotted path names, outermost first; `\.` is a dot of the key.
+fn path_steps(path: &str) -> Result<Vec<String>, String> {
+    let mut steps = vec![String::new()];
+    let mut characters = path.chars();
+    while let Some(character) = characters.next() {
+        match (character, steps.last_mut()) {
+            ('.', _) => steps.push(String::new()),
+            ('\\', Some(step)) if characters.next() == Some('.') => step.push('.'),
+            ('\\' | '"' | '\0'..' ', _) => {
+                return Err(format!(
+                    "path {path:?} holds a quote, a control character or a backslash before no dot"
+                ));
+            }
+            (other, Some(step)) => step.push(other),
+            (_, None) => {}
+        }
+    }
+    if steps.iter().any(String::is_empty) {
+        return Err(format!("path {path:?} has an empty step; write the keys with single dots between them"));
+    }
+    if steps.len() > MAX_DEPTH as usize {
+        return Err(format!("path {path:?} is deeper than {MAX_DEPTH} levels"));
+    }
+    Ok(steps)
+}

@@ -1,0 +1,119 @@
+//! What a stream's declaration says, as read from the configuration; nothing is compiled here.
+
+use crate::schema::ColumnType;
+
+/// One `[streams.NAME]` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamSpec {
+    pub name: String,
+    /// Topic filter with captures: `dt/{site}/{device}/telemetry`.
+    pub topic: String,
+    pub format: Format,
+    /// Where a payload states its event time; `None`: time of arrival.
+    pub time: Option<TimeSpec>,
+    /// Declared fields, in the order of their columns.
+    pub fields: Vec<FieldSpec>,
+    /// Names captured by `topic`, in topic order.
+    pub captures: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimeSpec {
+    /// Dotted path of the payload field.
+    pub path: String,
+    pub unit: TimeUnit,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldSpec {
+    /// The column's name.
+    pub name: String,
+    pub ty: ColumnType,
+    /// Dotted path in the payload: `radio.rssi`. A dot that belongs to a key is written `\.`.
+    pub path: String,
+}
+
+/// How payloads of a stream are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// RFC 8259: one object, or an array of objects.
+    Json,
+}
+
+impl Format {
+    pub const ALL: [Format; 1] = [Format::Json];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Json => "json",
+        }
+    }
+
+    /// A format this version cannot decode is refused by name, with the list of those it can.
+    pub fn from_name(name: &str) -> Result<Format, String> {
+        Format::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+            let known: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+            format!("payload format {name:?} is not built; formats that work: {}", known.join(", "))
+        })
+    }
+}
+
+/// The unit of a numeric event time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TimeUnit {
+    /// Told by magnitude: below 1e11 seconds, below 1e14 milliseconds, below 1e17 microseconds; text is ISO 8601.
+    Auto,
+    S,
+    Ms,
+    Us,
+    /// ISO 8601 text only.
+    Iso,
+}
+
+impl TimeUnit {
+    pub const ALL: [TimeUnit; 5] = [TimeUnit::Auto, TimeUnit::S, TimeUnit::Ms, TimeUnit::Us, TimeUnit::Iso];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            TimeUnit::Auto => "auto",
+            TimeUnit::S => "s",
+            TimeUnit::Ms => "ms",
+            TimeUnit::Us => "us",
+            TimeUnit::Iso => "iso",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Result<TimeUnit, String> {
+        TimeUnit::ALL.into_iter().find(|unit| unit.name() == name).ok_or_else(|| {
+            let known: Vec<&str> = TimeUnit::ALL.iter().map(|unit| unit.name()).collect();
+            format!("time unit {name:?} is unknown; units that work: {}", known.join(", "))
+        })
+    }
+}
+
+/// The names that `{name}` levels of a topic filter capture, in topic order.
+///
+/// Errors: an empty name, a name used twice, or braces around only a part of a level.
+///
+/// ```
+/// assert_eq!(headwater_core::decode::topic_captures("dt/{site}/{device}/+").unwrap(), ["site", "device"]);
+/// ```
+pub fn topic_captures(topic: &str) -> Result<Vec<String>, String> {
+    let mut captures: Vec<String> = Vec::new();
+    for level in topic.split('/') {
+        if !level.contains(['{', '}']) {
+            continue;
+        }
+        let name = level.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or_default();
+        if name.is_empty() || name.contains(['{', '}']) {
+            return Err(format!(
+                "level {level:?} of topic {topic:?} must be {{name}} as a whole to capture, or hold no braces"
+            ));
+        }
+        if captures.iter().any(|known| known == name) {
+            return Err(format!("topic {topic:?} captures {name:?} twice"));
+        }
+        captures.push(name.to_owned());
+    }
+    Ok(captures)
+}
