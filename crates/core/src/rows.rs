@@ -82,6 +82,19 @@ impl ColumnRows {
         }
     }
 
+    fn cell(&self, row: usize, ty: ColumnType) -> Cell<'_> {
+        if !self.is_valid(row) {
+            return Cell::Null;
+        }
+        match &self.values {
+            Values::Double(values) => Cell::Double(values[row]),
+            Values::Int(values) if ty == ColumnType::Timestamp => Cell::Timestamp(values[row]),
+            Values::Int(values) => Cell::Bigint(values[row]),
+            Values::Boolean(values) => Cell::Boolean(values[row]),
+            Values::Bytes { .. } => Cell::Bytes(self.bytes(row)),
+        }
+    }
+
     #[inline]
     fn push(&mut self, len: usize, cell: Cell<'_>) -> bool {
         let valid = !matches!(cell, Cell::Null);
@@ -158,6 +171,14 @@ impl Rows {
         Ok(())
     }
 
+    /// The cells of row `row`, in the order of the schema's columns: what `push` takes.
+    pub fn cells(&self, row: usize) -> impl Iterator<Item = Cell<'_>> {
+        self.columns
+            .iter()
+            .zip(&self.schema.columns)
+            .map(move |(column, declared)| column.cell(row, declared.ty))
+    }
+
     /// The key of row `row`: bytes of the key column, empty when the schema has none.
     pub fn key(&self, row: usize) -> &[u8] {
         self.schema.key.map_or(&[], |at| self.columns[at].bytes(row))
@@ -216,6 +237,17 @@ mod tests {
         assert_eq!(rows.columns[2].valid, [true, false, true]);
         assert_eq!((rows.key(0), rows.key(1), rows.key(2)), (&b"a"[..], &b"bc"[..], &b""[..]));
         assert_eq!(rows.ts(), Some(&[1, 2, 3][..]));
+    }
+
+    #[test]
+    fn cells_of_a_row_can_be_pushed_again() {
+        let mut from = rows();
+        from.push([Cell::Bytes(b"a"), Cell::Timestamp(1), Cell::Null]).unwrap();
+        from.push([Cell::Bytes(b"b"), Cell::Null, Cell::Double(2.5)]).unwrap();
+        let mut to = rows();
+        to.push(from.cells(0)).unwrap();
+        to.push(from.cells(1)).unwrap();
+        assert_eq!(from.columns, to.columns);
     }
 
     #[test]

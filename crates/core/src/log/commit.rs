@@ -1,0 +1,403 @@
+//! The commit thread: takes what is queued, writes it as one commit, syncs, publishes, answers.
+//!
+//! A commit begins when `commit_bytes` are queued or `commit_interval` has passed since the last one
+//! began, so an idle log commits at once and a busy one gathers. A failed write or sync ends the
+//! segment: its commit fails, the next segment's header states where the failed one validly ends, and
+//! no sync is ever tried twice.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::Receipt;
+use super::block::{Block, BlockKind, COMMIT_HEADER_BYTES, CommitHeader};
+use super::error::LogError;
+use super::options::{ASYNC_SYNC_INTERVAL, Durability};
+use super::segment::{Ends, Segment};
+use super::segments::Segments;
+use super::shared::{Shared, Submission};
+use crate::schema::{Offset, Partition, SchemaId, StreamId};
+
+/// Blocks in one commit are counted in 16 bits.
+const MAX_BLOCKS: usize = 60_000;
+
+pub struct Committer {
+    shared: Arc<Shared>,
+    segments: Segments,
+    active: Option<Active>,
+    /// Offsets and commit number including what is written but not yet synced.
+    next: Ends,
+    commit: u64,
+    /// Keys per partition that are in commits written so far, and in synced ones.
+    keys_written: Vec<u32>,
+    keys_durable: Vec<u32>,
+    /// Since the last publication.
+    changed: Vec<(StreamId, Partition, Offset)>,
+    unsynced_rows: u64,
+    synced_at: Instant,
+    began_at: Option<Instant>,
+    buffer: Vec<u8>,
+    bodies: Vec<u8>,
+}
+
+/// The segment being written.
+struct Active {
+    segment: Arc<Segment>,
+    /// Where the next commit goes.
+    at: u64,
+    /// Up to here it is synced.
+    durable: u64,
+}
+
+impl Active {
+    fn new(segment: Arc<Segment>) -> Active {
+        let at = segment.end();
+        Active { segment, at, durable: at }
+    }
+}
+
+enum Work {
+    Commit(Vec<Submission>),
+    Sync,
+    Trim,
+    Stop,
+}
+
+impl Committer {
+    /// `keys`: per partition, keys that the log durably holds. Without an active segment (the disk is
+    /// full) the first commit tries to begin one.
+    pub fn new(
+        shared: Arc<Shared>,
+        segments: Segments,
+        active: Option<Arc<Segment>>,
+        keys: Vec<u32>,
+    ) -> Committer {
+        let (commit, next) = {
+            let published = shared.published.lock();
+            (published.commit, published.ends.clone())
+        };
+        Committer {
+            shared,
+            segments,
+            active: active.map(Active::new),
+            next,
+            commit,
+            keys_written: keys.clone(),
+            keys_durable: keys,
+            changed: Vec::new(),
+            unsynced_rows: 0,
+            synced_at: Instant::now(),
+            began_at: None,
+            buffer: Vec::new(),
+            bodies: Vec::new(),
+        }
+    }
+
+    /// Runs until the log is closed and everything queued has been answered.
+    pub fn run(mut self) {
+        loop {
+            match self.next_work() {
+                Work::Commit(submissions) => self.commit(submissions),
+                Work::Sync => {}
+                Work::Trim => self.segments.trim(false),
+                Work::Stop => break,
+            }
+            self.sync_if_due(false);
+        }
+        self.sync_if_due(true);
+        self.shared.published.lock().closed = true;
+        self.shared.committed.notify_all();
+        self.shared.room.notify_all();
+    }
+
+    fn next_work(&mut self) -> Work {
+        let shared = self.shared.clone();
+        let options = &shared.options;
+        let mut queue = shared.queue.lock();
+        loop {
+            let now = Instant::now();
+            if !queue.submissions.is_empty() {
+                let due = self.began_at.map_or(now, |began| began + options.commit_interval);
+                if queue.bytes < options.commit_bytes && now < due && !queue.closing {
+                    shared.work.wait_until(&mut queue, due);
+                    continue;
+                }
+                self.began_at = Some(now);
+                let most = options.commit_bytes.min(options.segment_bytes as usize / 2);
+                let (mut taken, mut bytes, mut blocks) = (Vec::new(), 0, 0);
+                while let Some(front) = queue.submissions.front() {
+                    bytes += front.bytes();
+                    blocks += front.blocks.len();
+                    if !taken.is_empty() && (bytes > most || blocks > MAX_BLOCKS) {
+                        bytes -= front.bytes();
+                        break;
+                    }
+                    taken.extend(queue.submissions.pop_front());
+                }
+                queue.bytes -= bytes;
+                queue.in_flight = bytes;
+                return Work::Commit(taken);
+            }
+            if queue.closing {
+                return Work::Stop;
+            }
+            if std::mem::take(&mut queue.trim) {
+                return Work::Trim;
+            }
+            if self.changed.is_empty() {
+                shared.work.wait(&mut queue);
+            } else if shared.work.wait_until(&mut queue, self.synced_at + ASYNC_SYNC_INTERVAL).timed_out() {
+                return Work::Sync;
+            }
+        }
+    }
+
+    fn commit(&mut self, submissions: Vec<Submission>) {
+        let began = Instant::now();
+        let result = self.write_all(&submissions);
+        {
+            let mut queue = self.shared.queue.lock();
+            queue.in_flight = 0;
+            self.shared.pending_bytes.store(queue.bytes, Ordering::Relaxed);
+        }
+        self.shared.room.notify_all();
+        {
+            let mut counters = self.shared.counters.lock();
+            let now = Instant::now();
+            counters.commit_time.record(now - began);
+            let count = submissions.len() as u64;
+            match &result {
+                Ok(_) => {
+                    counters.stats.submissions += count;
+                    counters.stats.rows += submissions
+                        .iter()
+                        .flat_map(|submission| &submission.blocks)
+                        .map(|block| u64::from(block.rows))
+                        .sum::<u64>();
+                    if let Some(oldest) = submissions.first() {
+                        counters.submit_time.record(now - oldest.queued_at);
+                    }
+                }
+                Err(error) => {
+                    counters.stats.failed += count;
+                    match error {
+                        LogError::DiskFull { .. } => counters.stats.disk_full += count,
+                        LogError::DiskBound { .. } => counters.stats.disk_bound += count,
+                        _ => {}
+                    }
+                    counters.stats.last_error = Some(error.to_string());
+                }
+            }
+        }
+        match result {
+            Ok(receipts) => {
+                submissions
+                    .into_iter()
+                    .zip(receipts)
+                    .for_each(|(submission, receipt)| submission.finish(Ok(receipt)));
+            }
+            Err(error) => {
+                submissions.into_iter().for_each(|submission| submission.finish(Err(error.clone())))
+            }
+        }
+    }
+
+    /// New keys first: those that the submissions use were added before these were queued, so reading
+    /// the dictionaries now, after taking the queue, finds them all.
+    fn write_all(&mut self, submissions: &[Submission]) -> Result<Vec<Receipt>, LogError> {
+        let budget = (1 << 20).min(self.shared.options.segment_bytes as usize / 4);
+        loop {
+            let (key_blocks, complete) = self.gather_keys(budget);
+            if complete {
+                return self.write(&key_blocks, submissions);
+            }
+            self.write(&key_blocks, &[])?;
+        }
+    }
+
+    /// Blocks of new keys, their bodies in `self.bodies`; false: more are left than `budget` bytes.
+    fn gather_keys(&mut self, budget: usize) -> (Vec<Block>, bool) {
+        let mut blocks = Vec::new();
+        self.bodies.clear();
+        for (at, keys) in self.shared.keys.iter().enumerate() {
+            let keys = keys.read();
+            let from = self.keys_written[at];
+            let mut to = from;
+            let start = self.bodies.len();
+            while to < keys.len() && self.bodies.len() < budget {
+                keys.put_entries(to, to + 1, &mut self.bodies);
+                to += 1;
+            }
+            if to > from {
+                let body = &self.bodies[start..];
+                blocks.push(Block {
+                    kind: BlockKind::Keys,
+                    stream: StreamId(0),
+                    partition: Partition(at as u16),
+                    schema: SchemaId(0),
+                    base: Offset(from.into()),
+                    rows: to - from,
+                    body_bytes: body.len() as u32,
+                    body_crc: crc32c::crc32c(body),
+                    ts_min: 0,
+                    ts_span: 0,
+                });
+            }
+            if to < keys.len() {
+                return (blocks, false);
+            }
+        }
+        (blocks, true)
+    }
+
+    /// One commit: all of it, or an error and nothing of it.
+    fn write(&mut self, key_blocks: &[Block], submissions: &[Submission]) -> Result<Vec<Receipt>, LogError> {
+        if key_blocks.is_empty() && submissions.iter().all(|submission| submission.blocks.is_empty()) {
+            // Nothing but a place in the order of answers.
+            let receipt = Receipt { commit: self.commit, ranges: Vec::new() };
+            return Ok(vec![receipt; submissions.len()]);
+        }
+        let most = COMMIT_HEADER_BYTES
+            + self.bodies.len()
+            + key_blocks.len() * super::block::MAX_ENTRY_BYTES
+            + submissions.iter().map(Submission::bytes).sum::<usize>();
+        self.make_room(most as u64)?;
+        let Some(active) = &mut self.active else {
+            return Err(LogError::Closed);
+        };
+        let changed = self.changed.len();
+        let number = self.commit + 1;
+        let mut receipts = Vec::with_capacity(submissions.len());
+        let mut rows = 0;
+        let out = &mut self.buffer;
+        out.clear();
+        out.resize(COMMIT_HEADER_BYTES, 0);
+        key_blocks.iter().for_each(|block| block.put(out));
+        for submission in submissions {
+            let mut ranges = Vec::with_capacity(submission.blocks.len());
+            for block in &submission.blocks {
+                let base = self.next.get(block.stream, block.partition);
+                Block { base, ..*block }.put(out);
+                let next = Offset(base.0 + u64::from(block.rows));
+                self.next.set(block.stream, block.partition, next);
+                self.changed.push((block.stream, block.partition, next));
+                ranges.push((block.stream, block.partition, base, block.rows));
+                rows += u64::from(block.rows);
+            }
+            receipts.push(Receipt { commit: number, ranges });
+        }
+        let directory_bytes = (out.len() - COMMIT_HEADER_BYTES) as u32;
+        out.extend_from_slice(&self.bodies);
+        submissions.iter().for_each(|submission| out.extend_from_slice(&submission.bodies));
+        let blocks =
+            key_blocks.len() + submissions.iter().map(|submission| submission.blocks.len()).sum::<usize>();
+        let header = CommitHeader {
+            salt: active.segment.salt,
+            number,
+            bytes: out.len() as u32,
+            directory_bytes,
+            durable: active.durable as u32,
+            blocks: blocks as u16,
+        };
+        header.seal(out);
+        if let Err(error) = active.segment.file.write_at(active.at, out) {
+            // Nothing of this commit counts, but in async mode earlier commits wait for their sync.
+            let what = format!("write commit {number} to {} at byte {}", active.segment.name, active.at);
+            self.changed.truncate(changed);
+            self.sync_if_due(true);
+            self.shared.counters.lock().stats.write_errors += 1;
+            return Err(self.end_segment(LogError::io(what, &error)));
+        }
+        active.at += out.len() as u64;
+        self.commit = number;
+        for block in key_blocks {
+            self.keys_written[usize::from(block.partition.0)] += block.rows;
+        }
+        self.unsynced_rows += rows;
+        {
+            let mut counters = self.shared.counters.lock();
+            counters.stats.commits += 1;
+            counters.stats.bytes += out.len() as u64;
+        }
+        if self.shared.options.durability == Durability::Sync {
+            self.unsynced_rows = 0;
+            self.sync()?;
+        }
+        Ok(receipts)
+    }
+
+    /// Begins a new segment if the commit does not fit into this one, or this one has failed.
+    fn make_room(&mut self, bytes: u64) -> Result<(), LogError> {
+        if let Some(active) = &self.active {
+            if active.at + bytes <= active.segment.allocated {
+                return Ok(());
+            }
+            if active.durable < active.at {
+                self.sync()?;
+            }
+        }
+        let segment = self.segments.begin(&self.keys_durable)?;
+        self.active = Some(Active::new(segment));
+        Ok(())
+    }
+
+    fn sync_if_due(&mut self, now: bool) {
+        let unsynced = self.active.as_ref().is_some_and(|active| active.durable < active.at);
+        if unsynced && (now || self.synced_at.elapsed() >= ASYNC_SYNC_INTERVAL) {
+            // The error is counted and told in `stats`; who was acknowledged early chose that.
+            let _ = self.sync();
+        }
+    }
+
+    /// Syncs what is written and shows it to readers.
+    fn sync(&mut self) -> Result<(), LogError> {
+        let Some(active) = &mut self.active else {
+            return Err(LogError::Closed);
+        };
+        self.synced_at = Instant::now();
+        if let Err(error) = active.segment.file.sync() {
+            let what = format!("sync commit {} of {}", self.commit, active.segment.name);
+            let error = self.end_segment(LogError::io(what, &error));
+            self.shared.counters.lock().stats.sync_errors += 1;
+            return Err(error);
+        }
+        active.durable = active.at;
+        self.unsynced_rows = 0;
+        self.keys_durable.clone_from(&self.keys_written);
+        {
+            let mut published = self.shared.published.lock();
+            published.commit = self.commit;
+            for (stream, partition, next) in self.changed.drain(..) {
+                published.ends.set(stream, partition, next);
+            }
+            active.segment.set_end(active.durable);
+            active.segment.mark(active.durable, &published.ends);
+        }
+        self.shared.committed.notify_all();
+        self.shared.counters.lock().stats.syncs += 1;
+        Ok(())
+    }
+
+    /// Goes back to what is published, and leaves the segment: whatever was written after it is void.
+    fn end_segment(&mut self, error: LogError) -> LogError {
+        self.active = None;
+        self.changed.clear();
+        {
+            let published = self.shared.published.lock();
+            self.commit = published.commit;
+            self.next.clone_from(&published.ends);
+        }
+        self.keys_written.clone_from(&self.keys_durable);
+        {
+            let mut counters = self.shared.counters.lock();
+            counters.stats.lost_rows += std::mem::take(&mut self.unsynced_rows);
+            counters.stats.last_error = Some(error.to_string());
+        }
+        // At once, so that a crash now does not bring back what has just failed. If it cannot be, the
+        // next commit tries again.
+        if let Ok(segment) = self.segments.begin(&self.keys_durable) {
+            self.active = Some(Active::new(segment));
+        }
+        error
+    }
+}
