@@ -62,7 +62,10 @@ impl Acceptor {
                 Ok((socket, _)) => {
                     let _ = socket.set_nodelay(true);
                     let sockets = |thread: usize| {
-                        self.shared.inboxes.get(thread).map_or(usize::MAX, |inbox| inbox.sockets.load(Ordering::Relaxed))
+                        self.shared
+                            .inboxes
+                            .get(thread)
+                            .map_or(usize::MAX, |inbox| inbox.sockets.load(Ordering::Relaxed))
                     };
                     let threads = 0..self.shared.inboxes.len();
                     let total: usize = threads.clone().map(sockets).sum();
@@ -79,9 +82,13 @@ impl Acceptor {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 // The peer has gone before we came to it.
                 Err(error)
-                    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => {
-                    let detail = format!("cannot accept connections: {error}; is the limit of open files too low?");
+                    let detail =
+                        format!("cannot accept connections: {error}; is the limit of open files too low?");
                     self.shared.events.add(EventKind::AcceptFailed, "", ReasonCode::ServerBusy, detail);
                     return Some(Duration::from_millis(TICK_MS));
                 }

@@ -1,8 +1,8 @@
 //! Streams as the gateway sees them: which topics feed them, and how payloads become their rows.
 
 use crate::decode::{StreamPlan, StreamSpec};
-use crate::mqtt::topic::{self, StreamTopic};
 use crate::mqtt::Trie;
+use crate::mqtt::topic::{self, StreamTopic};
 use crate::schema::{Column, ColumnType, DEAD_LETTERS, DOWNLINK, RAW, Schema, SchemaId, SchemaRef, StreamId};
 
 /// A stream that the gateway fills.

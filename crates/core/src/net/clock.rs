@@ -1,8 +1,8 @@
 //! Time for timeouts: the machine's, or one that a test moves by hand.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Timeouts are counted in ticks of this length.

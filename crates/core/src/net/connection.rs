@@ -164,7 +164,9 @@ impl Connection {
         out.bytes.clear();
         out.at = 0;
         if out.inflight.is_empty() && out.queue.is_empty() {
-            if let Some(out) = self.out.take().filter(|out| pool.len() < POOL && out.bytes.capacity() <= KEEP_BYTES) {
+            if let Some(out) =
+                self.out.take().filter(|out| pool.len() < POOL && out.bytes.capacity() <= KEEP_BYTES)
+            {
                 pool.push(out);
             }
         }

@@ -172,7 +172,8 @@ impl Shown {
 
 pub(super) fn histogram() -> Histogram<u64> {
     // Two digits and these bounds are valid by hdrhistogram's documentation; the fallback never runs.
-    Histogram::new_with_bounds(1, MAX_LATENCY_US, 2).unwrap_or_else(|_| Histogram::new(1).expect("one digit is valid"))
+    Histogram::new_with_bounds(1, MAX_LATENCY_US, 2)
+        .unwrap_or_else(|_| Histogram::new(1).expect("one digit is valid"))
 }
 
 pub(super) fn latency(of: &Histogram<u64>) -> Latency {

@@ -48,7 +48,12 @@ impl Downlink {
                     Ok(None) => break,
                     Err(error) => {
                         let detail = format!("cannot read messages for devices: {error}");
-                        self.shared.events.add(EventKind::LogFailed, "", ReasonCode::UnspecifiedError, detail);
+                        self.shared.events.add(
+                            EventKind::LogFailed,
+                            "",
+                            ReasonCode::UnspecifiedError,
+                            detail,
+                        );
                         std::thread::sleep(PATIENCE);
                         break;
                     }
@@ -83,7 +88,8 @@ impl Downlink {
             if retain && payload.is_empty() {
                 self.shared.retained.clear(topic);
             } else if retain && self.shared.retained.set(outgoing, qos, tick).is_err() {
-                let detail = format!("topic {topic:?} is not retained: the table of retained messages is full");
+                let detail =
+                    format!("topic {topic:?} is not retained: the table of retained messages is full");
                 self.shared.events.add(EventKind::PublishRefused, "", ReasonCode::QuotaExceeded, detail);
             }
             self.fanout.add(&mut subscriptions, outgoing, qos, retain, None);
@@ -94,7 +100,9 @@ impl Downlink {
 
     fn dispatch(&mut self) {
         for (thread, deliveries) in self.fanout.deliveries.iter_mut().enumerate() {
-            let Some(inbox) = self.shared.inboxes.get(thread).filter(|_| !deliveries.is_empty()) else { continue };
+            let Some(inbox) = self.shared.inboxes.get(thread).filter(|_| !deliveries.is_empty()) else {
+                continue;
+            };
             while inbox.delivery_bytes.load(Ordering::Relaxed) > MAX_INBOX_BYTES
                 && !self.shared.stopping.load(Ordering::SeqCst)
             {

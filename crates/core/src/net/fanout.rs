@@ -155,7 +155,11 @@ pub(super) struct Fanout {
 
 impl Fanout {
     pub fn new(threads: usize) -> Fanout {
-        Fanout { deliveries: (0..threads).map(|_| Deliveries::default()).collect(), hits: Vec::new(), serial: 0 }
+        Fanout {
+            deliveries: (0..threads).map(|_| Deliveries::default()).collect(),
+            hits: Vec::new(),
+            serial: 0,
+        }
     }
 
     /// Adds a live message for everyone who subscribed to its topic; `from`: the publisher, for No Local.
@@ -187,14 +191,18 @@ impl Fanout {
             }
             let Some(deliveries) = self.deliveries.get_mut(usize::from(hit.conn.thread)) else { continue };
             let granted = QoS::from_bits(hit.qos()).unwrap_or(QoS::AtMostOnce);
-            deliveries.add(self.serial, outgoing, Target {
-                message: 0,
-                slot: hit.conn.slot,
-                generation: hit.conn.generation,
-                qos: granted.min(qos),
-                // A live message carries the retain flag only to those who asked for it (section 3.3.1.3).
-                retain: retain && hit.options & RETAIN_AS_PUBLISHED != 0,
-            });
+            deliveries.add(
+                self.serial,
+                outgoing,
+                Target {
+                    message: 0,
+                    slot: hit.conn.slot,
+                    generation: hit.conn.generation,
+                    qos: granted.min(qos),
+                    // A live message carries the retain flag only to those who asked for it (section 3.3.1.3).
+                    retain: retain && hit.options & RETAIN_AS_PUBLISHED != 0,
+                },
+            );
         }
     }
 }

@@ -42,7 +42,7 @@ pub enum GatewayError {
 
 /// A running gateway. Dropping it stops it without draining.
 pub struct Gateway {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     address: SocketAddr,
     /// Tells the acceptor to look at `stopping`.
     acceptor: Waker,

@@ -16,14 +16,24 @@ pub(super) enum Mail {
     /// A new connection.
     Accepted(TcpStream),
     /// A turn came back from the log.
-    Committed { turn: u64, result: Result<(), LogError> },
+    Committed {
+        turn: u64,
+        result: Result<(), LogError>,
+    },
     Deliver(Box<Deliveries>),
     /// Close this connection, whose client id was claimed, then tell the claimer.
-    TakeOver { old: ConnId, new: ConnId },
+    TakeOver {
+        old: ConnId,
+        new: ConnId,
+    },
     /// The old connection is closed: this one may be welcomed.
-    TakenOver { new: ConnId },
+    TakenOver {
+        new: ConnId,
+    },
     /// Stop reading, acknowledge what becomes durable by then, close everything, end.
-    Stop { deadline: Instant },
+    Stop {
+        deadline: Instant,
+    },
 }
 
 #[derive(Debug)]
@@ -38,7 +48,12 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub fn new(waker: Waker) -> Inbox {
-        Inbox { mail: Mutex::default(), waker, sockets: AtomicUsize::new(0), delivery_bytes: AtomicUsize::new(0) }
+        Inbox {
+            mail: Mutex::default(),
+            waker,
+            sockets: AtomicUsize::new(0),
+            delivery_bytes: AtomicUsize::new(0),
+        }
     }
 
     pub fn post(&self, mail: Mail) {

@@ -72,8 +72,11 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     conn.timer = 0;
 
     let assigned = connect.client_id.is_empty();
-    let properties =
-        if v5 { welcome(lane, conn, assigned, server_keep_alive.then_some(keep_alive_s)) } else { Vec::new() };
+    let properties = if v5 {
+        welcome(lane, conn, assigned, server_keep_alive.then_some(keep_alive_s))
+    } else {
+        Vec::new()
+    };
     let connack =
         Connack { session_present: false, code: 0, properties: Properties::from_checked(&properties) };
     connack.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);

@@ -7,7 +7,8 @@ use super::fanout::{Reading, Subscriber};
 use super::lane::{Lane, Shared};
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{
-    Properties, QoS, ReasonCode, Suback, Subscribe, SubscriptionOptions, Unsuback, Unsubscribe, Version, topic,
+    Properties, QoS, ReasonCode, Suback, Subscribe, SubscriptionOptions, Unsuback, Unsubscribe, Version,
+    topic,
 };
 
 pub(super) fn on_subscribe(
@@ -39,7 +40,8 @@ pub(super) fn on_subscribe(
                     conn.subscriptions.push(node);
                     lane.counters.subscriptions += 1;
                 }
-                let wanted = options.retain_handling == 0 || (options.retain_handling == 1 && replaced.is_none());
+                let wanted =
+                    options.retain_handling == 0 || (options.retain_handling == 1 && replaced.is_none());
                 if wanted {
                     replays.push((filter, options));
                 }

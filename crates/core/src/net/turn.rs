@@ -9,8 +9,8 @@ use std::time::Instant;
 use crate::decode::Decoded;
 use crate::log::Log;
 use crate::mqtt::ReasonCode;
-use crate::rows::{Cell, Rows, Values};
-use crate::schema::{ColumnType, Partition, SchemaRef};
+use crate::rows::{Cell, Rows};
+use crate::schema::{Partition, SchemaRef};
 
 use super::binding::{Bindings, dead_letters_schema, raw_schema};
 
@@ -148,7 +148,14 @@ impl Staging {
     ///
     /// key: the key when it is the same for all rows (a capture), else it is taken from each row
     #[inline]
-    pub fn decoded(&mut self, log: &Log, stream: usize, schema: &SchemaRef, decoded: &Decoded, key: Option<&[u8]>) {
+    pub fn decoded(
+        &mut self,
+        log: &Log,
+        stream: usize,
+        schema: &SchemaRef,
+        decoded: &Decoded,
+        key: Option<&[u8]>,
+    ) {
         let shared = match (key, schema.key) {
             (Some(key), _) => Some(log.partition_of(key)),
             (None, None) => Some(Partition(0)),
@@ -258,7 +265,7 @@ impl Staging {
             let mut kept = Rows::new(table.rows.schema.clone());
             let mut kept_messages = Vec::new();
             for (row, &message) in table.messages.iter().enumerate() {
-                if messages.binary_search(&message).is_err() && kept.push(cells(&table.rows, row)).is_ok() {
+                if messages.binary_search(&message).is_err() && kept.push(table.rows.cells(row)).is_ok() {
                     kept_messages.push(message);
                 }
             }
@@ -270,20 +277,4 @@ impl Staging {
         });
         self.acks.rows -= removed as u64;
     }
-}
-
-/// The cells of a row that was pushed before.
-fn cells(rows: &Rows, row: usize) -> impl Iterator<Item = Cell<'_>> {
-    rows.schema.columns.iter().zip(&rows.columns).map(move |(declared, column)| {
-        if !column.is_valid(row) {
-            return Cell::Null;
-        }
-        match &column.values {
-            Values::Double(values) => Cell::Double(values[row]),
-            Values::Int(values) if declared.ty == ColumnType::Timestamp => Cell::Timestamp(values[row]),
-            Values::Int(values) => Cell::Bigint(values[row]),
-            Values::Boolean(values) => Cell::Boolean(values[row]),
-            Values::Bytes { .. } => Cell::Bytes(column.bytes(row)),
-        }
-    })
 }

@@ -92,7 +92,12 @@ impl Worker {
             match self.poll.poll(&mut events, Some(self.timeout())) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     let detail = format!("cannot wait for sockets: {error}");
-                    self.lane.shared.events.add(EventKind::AcceptFailed, "", ReasonCode::UnspecifiedError, detail);
+                    self.lane.shared.events.add(
+                        EventKind::AcceptFailed,
+                        "",
+                        ReasonCode::UnspecifiedError,
+                        detail,
+                    );
                     std::thread::sleep(Duration::from_millis(TICK_MS));
                 }
                 _ => {}
@@ -135,7 +140,10 @@ impl Worker {
         self.stop.is_some()
             || self.lane.stalled
             || self.lane.flying_bytes + self.lane.staging.acks.bytes > share.max(shared.options.turn_bytes)
-            || shared.inboxes.iter().any(|inbox| inbox.delivery_bytes.load(Ordering::Relaxed) > MAX_INBOX_BYTES)
+            || shared
+                .inboxes
+                .iter()
+                .any(|inbox| inbox.delivery_bytes.load(Ordering::Relaxed) > MAX_INBOX_BYTES)
     }
 
     fn read_mail(&mut self) {
@@ -393,7 +401,9 @@ impl Worker {
                 let stored = matches!(message.fate, Fate::Decoded | Fate::RawOnly | Fate::DeadLettered);
                 let failed = failure.as_ref().filter(|_| stored);
                 self.lane.count(message.fate, failed.is_some(), message.packet_id);
-                let Some(conn) = conn.as_mut().filter(|_| message.packet_id != 0 && closing.is_none()) else { continue };
+                let Some(conn) = conn.as_mut().filter(|_| message.packet_id != 0 && closing.is_none()) else {
+                    continue;
+                };
                 let code = failed.map_or(message.code, |(code, _)| *code);
                 acknowledged += 1;
                 if code == ReasonCode::Success {
@@ -410,7 +420,10 @@ impl Worker {
                     conn.out(&mut self.lane.pool).bytes.extend_from_slice(&ack::puback(message.packet_id));
                 } else {
                     acknowledged -= 1;
-                    closing = Some(End::new(code, "a message could not be stored, and MQTT 3.1.1 can only be told by closing"));
+                    closing = Some(End::new(
+                        code,
+                        "a message could not be stored, and MQTT 3.1.1 can only be told by closing",
+                    ));
                 }
             }
             if acknowledged == 0 && closing.is_none() {
@@ -432,7 +445,9 @@ impl Worker {
 
     fn deliver_own(&mut self) {
         let own = usize::from(self.lane.thread);
-        let Some(deliveries) = self.lane.fanout.deliveries.get_mut(own).filter(|own| !own.is_empty()) else { return };
+        let Some(deliveries) = self.lane.fanout.deliveries.get_mut(own).filter(|own| !own.is_empty()) else {
+            return;
+        };
         let mut deliveries = std::mem::take(deliveries);
         self.deliver(&deliveries);
         deliveries.clear();
@@ -444,7 +459,8 @@ impl Worker {
     fn deliver(&mut self, deliveries: &Deliveries) {
         for (target, outgoing) in deliveries.each() {
             let conn = self.conns.get_mut(target.slot as usize);
-            let Some(conn) = conn.filter(|conn| conn.generation == target.generation && conn.state == State::Up)
+            let Some(conn) =
+                conn.filter(|conn| conn.generation == target.generation && conn.state == State::Up)
             else {
                 continue;
             };
@@ -471,7 +487,9 @@ impl Worker {
                 Ok(true) if conn.state == State::Lingering => {
                     let _ = conn.socket.shutdown(Shutdown::Write);
                 }
-                Ok(true) if conn.ended && conn.unacknowledged == 0 && !conn.ready => self.end(slot, Ending::Lost),
+                Ok(true) if conn.ended && conn.unacknowledged == 0 && !conn.ready => {
+                    self.end(slot, Ending::Lost)
+                }
                 Ok(_) => {
                     if conn.parked && conn.pending() <= self.lane.shared.options.outbound_max_bytes {
                         conn.parked = false;
@@ -502,7 +520,8 @@ impl Worker {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(self.lane.tick, &mut due);
         for Entry { slot, generation } in due.drain(..) {
-            let Some(conn) = self.conns.get(slot as usize).filter(|conn| conn.generation == generation) else {
+            let Some(conn) = self.conns.get(slot as usize).filter(|conn| conn.generation == generation)
+            else {
                 continue;
             };
             // Another entry counts.
@@ -620,7 +639,10 @@ impl Worker {
     fn close_all(mut self) {
         let slots: Vec<u32> = self.conns.iter().map(|(slot, _)| slot as u32).collect();
         for slot in slots {
-            self.end(slot, Ending::Ours(End::new(ReasonCode::ServerShuttingDown, "the server is shutting down")));
+            self.end(
+                slot,
+                Ending::Ours(End::new(ReasonCode::ServerShuttingDown, "the server is shutting down")),
+            );
             self.remove(slot);
         }
         self.lane.show();
@@ -741,14 +763,17 @@ fn one(
     match Packet::from_frame(ty, flags, body, conn.version)? {
         Packet::Ack(ack) => on_ack(lane, conn, slot, &ack),
         Packet::Subscribe(subscribe) => on_subscribe(lane, shared, conn, slot, &subscribe, subscriptions),
-        Packet::Unsubscribe(unsubscribe) => on_unsubscribe(lane, shared, conn, slot, &unsubscribe, subscriptions),
+        Packet::Unsubscribe(unsubscribe) => {
+            on_unsubscribe(lane, shared, conn, slot, &unsubscribe, subscriptions)
+        }
         Packet::Pingreq => {
             conn.out(&mut lane.pool).bytes.extend_from_slice(&PINGRESP);
             lane.counters.packets_out += 1;
             lane.touch(conn, slot);
         }
         Packet::Disconnect(disconnect) => {
-            let raised = disconnect.properties.number(PropertyId::SessionExpiryInterval).is_some_and(|s| s > 0);
+            let raised =
+                disconnect.properties.number(PropertyId::SessionExpiryInterval).is_some_and(|s| s > 0);
             if raised && !conn.wanted_session {
                 return Err(End::protocol("DISCONNECT raises a session expiry interval that was 0"));
             }
