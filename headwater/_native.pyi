@@ -111,8 +111,8 @@ class Gateway:
     def address(self) -> str:
         """`host:port` as bound."""
 
-    def counters(self) -> dict[str, int]:
-        """The books of messages, one balanced snapshot."""
+    def counters(self) -> dict[str, Any]:
+        """Counters as integers, one balanced snapshot; `refused_connections` and `ended_connections` by reason."""
 
     def ack_latency(self) -> dict[str, float]:
         """`p50_ms`, `p99_ms`, `max_ms`, `count` from PUBLISH read to PUBACK written."""

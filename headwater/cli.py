@@ -129,6 +129,81 @@ def demo(
 
 @app.command()
 @failures
+def simulate(
+    mqtt: MqttOption = None,
+    data_dir: DataDirOption = None,
+    devices: Annotated[int, typer.Option(help="Devices.")] = 1000,
+    rate: Annotated[
+        float, typer.Option(help="Messages per second and device; 0: as fast as possible.")
+    ] = 1.0,
+    per_connection: Annotated[int, typer.Option(help="Devices that share a connection.")] = 1,
+    qos: Annotated[int, typer.Option(min=0, max=1)] = 1,
+    window: Annotated[int, typer.Option(help="Un-acknowledged messages per connection.")] = 100,
+    protocol: Annotated[str, typer.Option(help="3.1.1 or 5.")] = "5",
+    topic: Annotated[
+        str, typer.Option(help="Topic name with {site} and {device}.")
+    ] = "dt/{site}/{device}/telemetry",
+    seconds: Annotated[float | None, typer.Option(help="Play so long; default: until Ctrl-C.")] = None,
+    messages_: Annotated[int | None, typer.Option("--messages", help="Messages of the whole fleet.")] = None,
+    seed: Annotated[int, typer.Option(help="Everything the fleet does follows from it.")] = 1,
+    field: Annotated[
+        list[str] | None, typer.Option(help="NAME:MEAN:SIGMA[:AMPLITUDE[:PERIOD[:DECIMALS]]].")
+    ] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="KIND:DEVICE:FIELD:START:DURATION[:MAGNITUDE]; may be repeated.")
+    ] = None,
+    faulty: Annotated[float, typer.Option(help="Share of devices that get one random fault each.")] = 0.0,
+    labels: Annotated[
+        Path | None, typer.Option(help="Write the planted faults here, one JSON object a line.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="0: one per core.")] = 0,
+) -> None:
+    """Play a fleet of devices with labelled faults over real MQTT."""
+    from headwater import simulate as fleet
+
+    if protocol not in ("3.1.1", "5"):
+        fail(f"--protocol {protocol}: it is 3.1.1 or 5")
+    host, port = messages.address_of(mqtt, data_dir)
+    options = fleet.FleetOptions(
+        host=host,
+        port=port,
+        protocol="5" if protocol == "5" else "3.1.1",
+        devices=devices,
+        rate_per_device=rate,
+        devices_per_connection=per_connection,
+        qos=qos,
+        window=window,
+        threads=threads,
+        seed=seed,
+        topic=topic,
+        fields=tuple(map(fleet.parse_field, field)) if field else fleet.ROOM_SENSOR,
+        faults=tuple(map(fleet.parse_fault, fault or ())),
+        faulty_fraction=faulty,
+        duration_s=seconds,
+        messages=messages_,
+    )
+
+    def show(report: fleet.FleetReport) -> None:
+        out.print(
+            f"{report.connections_up} connected, {report.sent:,} sent, {report.acked:,} acknowledged, "
+            f"p50 {report.ack_p50_ms:.1f} ms, p99 {report.ack_p99_ms:.1f} ms",
+            highlight=False,
+        )
+
+    try:
+        report = fleet.simulate(options, labels=labels, progress=show)
+    except OSError as error:
+        fail(str(error))
+    show(report)
+    out.print(
+        f"{report.messages_per_s:,.0f} messages/s, {report.refused} refused, {report.in_flight} unanswered, "
+        f"{report.resent} sent again, {report.left_out} left out by dropouts",
+        highlight=False,
+    )
+
+
+@app.command()
+@failures
 def query(
     sql: Annotated[str, typer.Argument(help="One read-only SELECT.")],
     url: UrlOption = None,

@@ -110,10 +110,11 @@ NOTIFICATIONS = sa.Table(
     sa.Column("alarm_id", sa.Text, nullable=False),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_at", sa.BigInteger, nullable=False),
     sa.Column("last_error", sa.Text),
+    sa.Index("notifications_due", "target", "state", "sequence"),
 )
 
 #: Shadows; name '' is the classic one. A deleted shadow keeps its row, so that its version goes on.

@@ -31,10 +31,9 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from sqlglot import exp
+from sqlglot import exp, tokens
 from sqlglot.dialects.dialect import Dialect
 from sqlglot.errors import ParseError, TokenError
-from sqlglot.tokens import Tokenizer
 
 from headwater import vectors
 from headwater.errors import SqlError
@@ -127,7 +126,7 @@ def compile_condition(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) ->
 class _Scalar(Dialect):
     """sqlglot's base SQL with Flink's backtick as the quote of names."""
 
-    class Tokenizer(Tokenizer):
+    class Tokenizer(tokens.Tokenizer):
         IDENTIFIERS = ["`"]  # noqa: RUF012  (sqlglot reads it from the class)
 
 

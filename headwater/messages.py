@@ -9,6 +9,7 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
 from headwater.errors import HeadwaterError
 
@@ -40,9 +41,7 @@ def publish(
     """
     refused: list[str] = []
 
-    def on_publish(
-        _client: object, _data: object, _id: int, reason: mqtt.ReasonCode, _properties: object
-    ) -> None:
+    def on_publish(_client: object, _data: object, _id: int, reason: ReasonCode, _properties: object) -> None:
         if reason.is_failure:
             refused.append(str(reason))
 
@@ -74,7 +73,7 @@ def subscribe(address: tuple[str, int], topic_filter: str, *, count: int = 0) ->
     client.on_disconnect = lambda _client, _data, _flags, reason, _properties: arrived.put(str(reason))
 
     def on_subscribe(
-        _client: object, _data: object, _id: int, reasons: list[mqtt.ReasonCode], _properties: object
+        _client: object, _data: object, _id: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
         if reasons[0].is_failure:
             arrived.put(f"subscription refused: {reasons[0]}")

@@ -7,10 +7,11 @@ table's files) + duplicates + in flight (rows the store holds in memory or has n
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from headwater.api.parts import Parts
-from headwater.records import DEAD_LETTERS_SCHEMA, Schema
+from headwater.records import DEAD_LETTERS_SCHEMA
 
 #: Terms of the right side of the equation of messages.
 OUTCOMES = ("decoded", "raw_only", "live_only", "dead_lettered", "shed", "refused", "in_flight")
@@ -28,19 +29,7 @@ def books(parts: Parts) -> dict[str, Any]:
     rows = {}
     if parts.store is not None:
         for schema in [*parts.schemas.values(), DEAD_LETTERS_SCHEMA]:
-            rows[schema.name] = _rows(parts, schema)
+            account = parts.store.account(schema.name)
+            rows[schema.name] = {**asdict(account), "balanced": account.balanced}
     balanced = messages["balanced"] and all(stream["balanced"] for stream in rows.values())
     return {"messages": messages, "rows": rows, "balanced": balanced}
-
-
-def _rows(parts: Parts, schema: Schema) -> dict[str, Any]:
-    assert parts.store is not None
-    account = parts.store.account(schema.name)
-    total = account.stored + account.duplicates + account.in_flight
-    return {
-        "decoded": account.decoded,
-        "stored": account.stored,
-        "duplicates": account.duplicates,
-        "in_flight": account.in_flight,
-        "balanced": account.decoded == total,
-    }

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from headwater.api.books import books
 from headwater.api.metrics import Metrics
 from headwater.api.parts import Parts
+from headwater.errors import HeadwaterError
 
 
 def router(parts: Parts) -> APIRouter:
@@ -52,12 +53,8 @@ def not_ready(parts: Parts) -> list[str]:
         f"{worker.name}: {worker.last_error or 'stopped'}" for worker in parts.workers if not worker.healthy
     ]
     if parts.store is not None:
-        for schema in parts.schemas.values():
-            acknowledged = parts.log.end(schema.stream)
-            parts.store.catch_up(schema.name)
-            if any(
-                seen < end
-                for seen, end in zip(parts.store.visible(schema.stream), acknowledged, strict=False)
-            ):
-                reasons.append(f"store: {schema.name} is not caught up")
+        try:
+            parts.store.catch_up()
+        except HeadwaterError as error:
+            reasons.append(f"store: {error}")
     return reasons

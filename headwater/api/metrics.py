@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -36,12 +37,15 @@ class Metrics:
         yield from self._books()
 
     def _gateway(self) -> Iterator[Metric]:
-        counters = self._parts.gateway.counters()
+        counters: dict[str, Any] = self._parts.gateway.counters()
         for name, text in GATEWAY_COUNTERS.items():
             base = name.removesuffix("_total")
             yield CounterMetricFamily(f"headwater_gateway_{base}", text, counters.get(name, 0))
         yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
-        for name, text in (("refused", "CONNECT packets refused"), ("ended", "Connections that the gateway ended")):
+        for name, text in (
+            ("refused", "CONNECT packets refused"),
+            ("ended", "Connections that the gateway ended"),
+        ):
             family = CounterMetricFamily(f"headwater_gateway_{name}_connections", text, labels=["reason"])
             for reason, count in counters[f"{name}_connections"].items():
                 family.add_metric([reason], count)
@@ -110,7 +114,7 @@ class Metrics:
             "dropped": "Rows too late for any window kept",
             "windows": "Result rows written",
         }
-        per_query = self._parts.engine.metrics()
+        per_query: dict[str, Any] = dict(self._parts.engine.metrics())
         for name, text in texts.items():
             family = CounterMetricFamily(f"headwater_query_{name}", text, labels=["query"])
             for query, values in per_query.items():

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from headwater.api.parts import Parts
+from headwater.devices.shadow import Operation
 from headwater.errors import ShadowError
 
 #: Longest wait for the shadow service, seconds.
@@ -15,7 +16,7 @@ TIMEOUT_S = 10.0
 def router(parts: Parts) -> APIRouter:
     """The shadow routes: body and answer are the raw shadow documents."""
     routes = APIRouter(tags=["shadows"])
-    operations = {"GET": "get", "POST": "update", "DELETE": "delete"}
+    operations: dict[str, Operation] = {"GET": "get", "POST": "update", "DELETE": "delete"}
 
     @routes.api_route(
         "/things/{thing}/shadow", methods=list(operations), summary="Get, update or delete a shadow"

@@ -40,7 +40,7 @@ class Gateway:
         """`host:port` as bound."""
         return self._native.address()
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, Any]:
         """The books of messages, one balanced snapshot, and counts of connections."""
         return self._native.counters()
 

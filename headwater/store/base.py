@@ -33,6 +33,27 @@ class Table:
     path: str
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The books of one table's rows: decoded = stored + duplicates + in_flight. Each term is a count of its own.
+
+    decoded:    rows ever durable in the log
+    stored:     rows in the table's files
+    duplicates: rows left out because `dedupe` found them twice
+    in_flight:  rows held in memory, and rows of the log not yet read
+    """
+
+    decoded: int
+    stored: int
+    duplicates: int
+    in_flight: int
+
+    @property
+    def balanced(self) -> bool:
+        """Whether no row is missing and none is there twice."""
+        return self.decoded == self.stored + self.duplicates + self.in_flight
+
+
 class Store(Protocol):
     """Tables of streams and queries, fed from the log, read by SQL. All methods may be called from any thread."""
 
@@ -67,6 +88,15 @@ class Store(Protocol):
 
     def visible(self, stream: int) -> Offsets:
         """Where the rows that a query now sees without reading the log end, per partition; >= stored."""
+
+    def catch_up(self) -> None:
+        """Reads every row that was durable in the log before the call, so that `visible` covers it.
+
+        raises: StoreError, LogError
+        """
+
+    def account(self, name: str) -> Account:
+        """The books of one table, at one point. raises: NotFoundError"""
 
     def tables(self) -> list[Table]:
         """All tables, by name."""

@@ -26,7 +26,7 @@ from headwater.errors import NotFoundError, StoreError
 from headwater.log.base import Log
 from headwater.records import Column, ColumnType, Offsets, Schema
 from headwater.store import durable, guard, parquet, prune
-from headwater.store.base import Table
+from headwater.store.base import Account, Table
 from headwater.store.connections import Connections, Query
 from headwater.store.delta import DataFile, StoredTable
 from headwater.store.tail import Tail
@@ -173,6 +173,18 @@ class EmbeddedStore:
     def visible(self, stream: int) -> Offsets:
         with self._lock:
             return self._of(stream).tail.offsets
+
+    def catch_up(self) -> None:
+        self._snapshot(frozenset(self._entries))
+
+    def account(self, name: str) -> Account:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NotFoundError(f"the store has no table {name!r}; create it first")
+        with self._lock:
+            decoded = sum(self._log.end(entry.schema.stream))
+            in_flight = entry.tail.rows + decoded - sum(entry.tail.offsets)
+            return Account(decoded, sum(file.rows for file in entry.files), 0, in_flight)
 
     def tables(self) -> list[Table]:
         with self._lock:

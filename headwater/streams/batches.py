@@ -16,6 +16,8 @@ from headwater.streams import watermarks
 from headwater.streams.sql import Plan
 
 _TIMESTAMP: Final = ColumnType.TIMESTAMP.arrow
+#: Columns of the kernel before its aggregates: `_key`, `window_start`, `window_end`.
+FIRST_AGGREGATE: Final = 3
 #: A later text of a query counts its revisions from here on, so that its rows win over those of the text before.
 GENERATION: Final = 1 << 32
 
@@ -51,7 +53,9 @@ class Intake:
         self._by_key = self._groups == [source.key]
         #: A result stream: reads each window's first result, amendments would count twice.
         self._first_results = source.column("revision") is not None and source.column("received_at") is None
-        types = [group.type.value for group in plan.groups]
+        types = [
+            "bigint" if group.type is ColumnType.TIMESTAMP else group.type.value for group in plan.groups
+        ]
         self.interner: _native.KeyInterner | None = None
         if plan.groups and not self._by_key:
             self.interner = (
@@ -124,7 +128,9 @@ class Intake:
             return batch.column("_key")
         if self.interner is None:
             return pa.array(np.zeros(batch.num_rows, dtype=np.uint32))
-        return self.interner.ids([batch.column(name) for name in self._groups], batch.num_rows)
+        columns = [batch.column(name) for name in self._groups]
+        plain = [c.cast(pa.int64()) if pa.types.is_timestamp(c.type) else c for c in columns]
+        return self.interner.ids(plain, batch.num_rows)
 
 
 def results(
@@ -132,7 +138,7 @@ def results(
 ) -> pa.RecordBatch:
     """Result rows of closed windows.
 
-    closed:   of the kernel: `_key`, `window_start`, `window_end`, `a0` ..., `revision`
+    closed:   of the kernel: `_key`, `window_start`, `window_end`, one column per aggregate, `revision`
     log_keys: key ids of the log to strings
     """
     end = closed.column("window_end").cast(pa.int64())
@@ -155,7 +161,7 @@ def results(
     elif plan.groups:
         by_name[plan.groups[0].alias] = log_keys(ids)
     by_name |= {
-        aggregate.alias: closed.column(f"a{at}").cast(aggregate.type.arrow)
+        aggregate.alias: closed.column(FIRST_AGGREGATE + at).cast(aggregate.type.arrow)
         for at, aggregate in enumerate(plan.aggregates)
     }
     schema = pa.schema([pa.field(column.name, column.type.arrow) for column in plan.columns])

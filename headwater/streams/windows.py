@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from headwater import _native
 from headwater.config import EngineSettings
-from headwater.errors import QueryLimitError
+from headwater.errors import LogFullError, QueryLimitError
 from headwater.records import Schema
 from headwater.streams.batches import Intake, Rows
 from headwater.streams.sql import Plan
@@ -86,7 +86,7 @@ class Windows:
         """
         try:
             return self.intake.rows(batch, self.floor_us, self.counters)
-        except ValueError as error:
+        except LogFullError as error:
             raise self._limit(error, "Raise engine.max_keys, or group by fewer columns") from error
 
     def take(self, rows: Rows) -> None:
@@ -98,13 +98,13 @@ class Windows:
         while True:
             try:
                 return self._take(rows, limit)
-            except ValueError as error:
+            except LogFullError as error:
                 if limit == 1:
                     raise self._limit(error, "Raise engine.state_bytes, or make the window larger") from error
                 limit //= 2  # many rows may be many windows: those at the front may fit
 
     def _take(self, rows: Rows, limit: int) -> None:
-        """At most `limit` rows, or none of them: ValueError of the kernel."""
+        """At most `limit` rows, or none of them: LogFullError of the kernel."""
         start, boundary, before = rows.start, self.marks.boundary, self.marks.copy()
         stop = start + limit
         taken, rose = self.marks.take(rows.partition[start:stop], rows.ts[start:stop])
@@ -117,7 +117,7 @@ class Windows:
                 None if rows.select is None else rows.select.slice(start, taken),
                 boundary,
             )
-        except ValueError:
+        except LogFullError:
             self.marks = before
             raise
         rows.start, self.closing = end, rose
@@ -178,7 +178,7 @@ class Windows:
         """Memory of open and held windows."""
         return int(self._kernel.stats().get("bytes", 0))
 
-    def _limit(self, error: ValueError, remedy: str) -> QueryLimitError:
+    def _limit(self, error: LogFullError, remedy: str) -> QueryLimitError:
         return QueryLimitError(f"query {self._name}: {error}; its input waits in the log. {remedy}")
 
 

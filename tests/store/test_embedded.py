@@ -318,7 +318,7 @@ def test_a_flipped_bit_is_an_error_that_names_the_file(opener: Opener, log: Embe
     (path,) = Path(store.tables()[0].path).rglob("*.parquet")
     whole = path.read_bytes()
     store.close()
-    for at in range(0, len(whole), len(whole) // 40):
+    for at in range(0, len(whole), len(whole) // 20):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         with pytest.raises(StoreError, match=path.name):
             opener().query("SELECT sum(value) FROM readings")
@@ -456,7 +456,7 @@ _STEP = st.one_of(st.lists(_ROW, max_size=20), st.sampled_from(["step", "flush",
 
 
 @given(st.lists(_STEP, max_size=12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_by_sql_are_the_rows_appended(
     tmp_path_factory: pytest.TempPathFactory, steps: list[list[dict[str, object]] | str]
 ) -> None:

@@ -44,6 +44,9 @@ BY_DEVICE = (
 BY_MODE = (
     f"SELECT mode, k, COUNT(x) AS n, MAX(ts) AS last FROM {WINDOW} GROUP BY k, mode, window_start, window_end"
 )
+BY_ARRIVAL = (
+    f"SELECT received_at AS at, COUNT(*) AS n FROM {WINDOW} GROUP BY received_at, window_start, window_end"
+)
 IN_ALL = f"SELECT COUNT(*) AS n, AVG(x) AS a FROM {WINDOW} GROUP BY window_start, window_end"
 S = 1_000_000
 
@@ -113,7 +116,7 @@ def test_with_late_drop_no_window_is_amended(harness: Harness) -> None:
     harness.check(found, late="drop")
 
 
-@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE, IN_ALL])
+@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE, BY_ARRIVAL, IN_ALL])
 def test_nulls_and_groups(harness: Harness, sql: str) -> None:
     found = harness.add("q", sql)
     rows = [
@@ -431,7 +434,7 @@ _ROWS = st.lists(
         st.integers(-25_000, 25_000),
         st.none() | st.floats(-1e6, 1e6, width=32),
         st.none() | st.integers(-3, 3),
-        st.none() | st.sampled_from(["", "auto", "manual"]),
+        st.sampled_from(["", "auto", "manual"]),
     ),
     max_size=30,
 )

@@ -102,7 +102,7 @@ impl PyGateway {
         let start = || Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone());
         let gateway = py.detach(start).map_err(|error| match error {
             GatewayError::Listen { .. } => errors::raise(py, "ListenError", error),
-            GatewayError::Log(error) => errors::of_log(py, error),
+            GatewayError::Downlink(error) => errors::of_log(py, error),
             error => errors::raise(py, "ConfigError", error),
         })?;
         Ok(PyGateway { gateway: Mutex::new(Some(gateway)) })
@@ -123,7 +123,7 @@ impl PyGateway {
         {
             let reasons = PyDict::new(py);
             for (reason, count) in by_reason.iter() {
-                reasons.set_item(reason.name(), count)?;
+                reasons.set_item(format!("{reason:?}"), count)?;
             }
             counters.set_item(name, reasons)?;
         }
@@ -163,7 +163,7 @@ impl PyGateway {
             event.set_item("at_us", each.at_us)?;
             event.set_item("kind", each.kind.name())?;
             event.set_item("client", &each.client)?;
-            event.set_item("reason", each.reason.name())?;
+            event.set_item("reason", format!("{:?}", each.reason))?;
             event.set_item("detail", &each.detail)?;
             events.push(event);
         }

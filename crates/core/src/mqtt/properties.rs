@@ -186,6 +186,11 @@ impl<'a> Properties<'a> {
         Ok(Properties { raw })
     }
 
+    /// Bytes that [`Properties::check`] has passed before, for example those of a message that is passed on.
+    pub(crate) fn from_checked(raw: &'a [u8]) -> Properties<'a> {
+        Properties { raw }
+    }
+
     /// The encoded properties without their length.
     pub fn raw(&self) -> &'a [u8] {
         self.raw

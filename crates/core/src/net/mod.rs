@@ -1,1 +1,42 @@
+//! The gateway: sockets and threads around the pure parts (`mqtt`, `decode`) and the log.
+//!
+//! The way of a message: [`worker`] reads bytes and finds packets, [`on_publish`] decodes a PUBLISH into the
+//! thread's [`turn`], the turn goes to the log at the end of the pass, and when the log has made it durable
+//! the worker writes the PUBACKs. Live subscribers get their copies through [`fanout`] at once.
+//!
+//! Invariants: a PUBACK of success leaves only after the log has said that its turn is durable; PUBACKs keep the
+//! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound.
 
+mod acceptor;
+mod binding;
+mod clock;
+mod connection;
+mod counters;
+mod downlink;
+mod events;
+mod fanout;
+mod gateway;
+mod inbox;
+mod lane;
+mod message;
+mod on_connect;
+mod on_publish;
+mod on_subscribe;
+mod options;
+mod registry;
+mod retained;
+mod turn;
+mod unmatched;
+mod wheel;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use binding::{StreamBinding, dead_letters_schema, downlink_schema, raw_schema};
+pub use clock::Clock;
+pub use counters::{ByReason, Counters, Latency};
+pub use events::{Event, EventKind};
+pub use gateway::{AckLatency, Gateway, GatewayError};
+pub use options::GatewayOptions;
+pub use unmatched::Unmatched;

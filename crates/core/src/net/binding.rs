@@ -1,0 +1,155 @@
+//! Streams as the gateway sees them: which topics feed them, and how payloads become their rows.
+
+use crate::decode::{StreamPlan, StreamSpec};
+use crate::mqtt::Trie;
+use crate::mqtt::topic::{self, StreamTopic};
+use crate::schema::{Column, ColumnType, DEAD_LETTERS, DOWNLINK, RAW, Schema, SchemaId, SchemaRef, StreamId};
+
+/// A stream that the gateway fills.
+#[derive(Clone, Debug)]
+pub struct StreamBinding {
+    pub spec: StreamSpec,
+    /// Names the key column too.
+    pub schema: SchemaRef,
+}
+
+/// Captured levels of one topic at most.
+pub(super) const MAX_CAPTURES: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Bindings {
+    pub streams: Vec<Binding>,
+    /// Indexes of `streams`.
+    topics: Trie<u16>,
+    /// Filters whose messages are logged raw too.
+    raw: Trie<u16>,
+}
+
+#[derive(Debug)]
+pub(super) struct Binding {
+    pub name: String,
+    pub schema: SchemaRef,
+    pub plan: StreamPlan,
+    /// Topic level of each capture.
+    pub captures: Vec<usize>,
+}
+
+impl Bindings {
+    /// Errors: a sentence for the author of the configuration.
+    pub fn new(streams: Vec<StreamBinding>, raw_filters: &[String], seed: u64) -> Result<Bindings, String> {
+        let mut bindings =
+            Bindings { streams: Vec::new(), topics: Trie::new(seed), raw: Trie::new(seed.rotate_left(32)) };
+        for (at, StreamBinding { spec, schema }) in streams.into_iter().enumerate() {
+            let index = u16::try_from(at).map_err(|_| "more than 65,536 streams".to_owned())?;
+            let name = spec.name.clone();
+            let parsed = StreamTopic::parse(&spec.topic).map_err(|why| format!("stream {name:?}: {why}"))?;
+            if parsed.captures.len() > MAX_CAPTURES {
+                return Err(format!("stream {name:?} captures more than {MAX_CAPTURES} levels of its topic"));
+            }
+            let plan = StreamPlan::new(&spec, schema.clone())?;
+            let captures = parsed.captures.iter().map(|(_, level)| *level).collect();
+            bindings
+                .topics
+                .insert(&parsed.filter, index)
+                .map_err(|why| format!("stream {name:?}: {why} in {:?}", spec.topic))?;
+            bindings.streams.push(Binding { name, schema, plan, captures });
+        }
+        for filter in raw_filters {
+            if !topic::is_filter(filter) || topic::is_shared(filter) {
+                return Err(format!("raw filter {filter:?} is no topic filter"));
+            }
+            bindings.raw.insert(filter, 0).map_err(|why| format!("raw filter {filter:?}: {why}"))?;
+        }
+        Ok(bindings)
+    }
+
+    #[inline]
+    pub fn streams_of(&self, topic: &str, into: &mut Vec<u16>) {
+        into.clear();
+        self.topics.matches(topic, |index| into.push(*index));
+    }
+
+    #[inline]
+    pub fn is_raw(&self, topic: &str) -> bool {
+        self.raw.matches(topic, |_| ()) > 0
+    }
+}
+
+/// The levels of `topic` at the positions `wanted` (ascending), as far as there are any.
+#[inline]
+pub(super) fn capture<'a>(topic: &'a str, wanted: &[usize]) -> [&'a [u8]; MAX_CAPTURES] {
+    let mut captured: [&[u8]; MAX_CAPTURES] = [&[]; MAX_CAPTURES];
+    let mut rest = topic.as_bytes();
+    let mut next = 0;
+    for level in 0.. {
+        let end = memchr::memchr(b'/', rest).unwrap_or(rest.len());
+        if wanted.get(next) == Some(&level) {
+            captured[next] = &rest[..end];
+            next += 1;
+        }
+        if next == wanted.len() || end == rest.len() {
+            break;
+        }
+        rest = &rest[end + 1..];
+    }
+    captured
+}
+
+fn reserved(id: u32, stream: StreamId, name: &str, columns: &[(&str, ColumnType)]) -> Schema {
+    let columns =
+        columns.iter().map(|(name, ty)| Column { name: (*name).to_owned(), ty: *ty }).collect::<Vec<_>>();
+    let ts = columns.iter().position(|column| column.name == "ts");
+    Schema { id: SchemaId(id), stream, name: name.to_owned(), columns, key: None, ts }
+}
+
+/// `_raw`: messages as they came.
+pub fn raw_schema() -> Schema {
+    use ColumnType::*;
+    let columns = [
+        ("ts", Timestamp),
+        ("topic", String),
+        ("client", String),
+        ("qos", Bigint),
+        ("retain", Boolean),
+        ("payload", Binary),
+        ("request", String),
+    ];
+    reserved(1, RAW, "_raw", &columns)
+}
+
+/// `dead_letters`: payloads that could not be decoded.
+pub fn dead_letters_schema() -> Schema {
+    use ColumnType::*;
+    let columns = [
+        ("ts", Timestamp),
+        ("stream", String),
+        ("topic", String),
+        ("client", String),
+        ("reason", String),
+        ("detail", String),
+        ("payload", Binary),
+    ];
+    reserved(2, DEAD_LETTERS, "dead_letters", &columns)
+}
+
+/// `_downlink`: messages for devices.
+pub fn downlink_schema() -> Schema {
+    use ColumnType::*;
+    let columns =
+        [("ts", Timestamp), ("topic", String), ("payload", Binary), ("qos", Bigint), ("retain", Boolean)];
+    reserved(3, DOWNLINK, "_downlink", &columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captures_take_their_levels() {
+        let captured = capture("dt/demo/d1/telemetry", &[1, 2]);
+        assert_eq!(captured[..3], [&b"demo"[..], b"d1", b""]);
+        assert_eq!(capture("dt//d1", &[1, 2])[..2], [&b""[..], b"d1"]);
+        assert_eq!(capture("dt", &[0])[0], b"dt");
+        assert_eq!(capture("dt/x", &[])[0], b"");
+    }
+}

@@ -1,0 +1,104 @@
+//! A bounded record of what an operator should see: refusals, takeovers, protocol errors, log failures.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
+use super::clock::now_us;
+use crate::mqtt::ReasonCode;
+
+/// Events kept until they are taken; the oldest go first and are counted.
+const MAX_EVENTS: usize = 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A CONNECT was answered with an error code.
+    ConnectionRefused,
+    /// A connection gave way to a newer one with the same client id.
+    SessionTakenOver,
+    /// The gateway ended a connection.
+    ConnectionEnded,
+    /// A message was not accepted.
+    PublishRefused,
+    /// A session beyond the connection was asked for; told once per start.
+    SessionNotKept,
+    /// The log did not take a turn.
+    LogFailed,
+    /// The process has no more descriptors, or accepting fails otherwise.
+    AcceptFailed,
+}
+
+impl EventKind {
+    /// The name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            EventKind::ConnectionRefused => "connection-refused",
+            EventKind::SessionTakenOver => "session-taken-over",
+            EventKind::ConnectionEnded => "connection-ended",
+            EventKind::PublishRefused => "publish-refused",
+            EventKind::SessionNotKept => "session-not-kept",
+            EventKind::LogFailed => "log-failed",
+            EventKind::AcceptFailed => "accept-failed",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Microseconds since the Unix epoch, UTC.
+    pub at_us: i64,
+    pub kind: EventKind,
+    /// Empty when no CONNECT has told it.
+    pub client: String,
+    pub reason: ReasonCode,
+    pub detail: String,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    lost: u64,
+}
+
+impl Events {
+    pub fn add(&self, kind: EventKind, client: &str, reason: ReasonCode, detail: impl Into<String>) {
+        let event = Event { at_us: now_us(), kind, client: client.to_owned(), reason, detail: detail.into() };
+        let mut ring = self.ring.lock();
+        if ring.events.len() == MAX_EVENTS {
+            ring.events.pop_front();
+            ring.lost += 1;
+        }
+        ring.events.push_back(event);
+    }
+
+    pub fn take(&self) -> Vec<Event> {
+        self.ring.lock().events.drain(..).collect()
+    }
+
+    /// Events lost at the bound, since start.
+    pub fn lost(&self) -> u64 {
+        self.ring.lock().lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_the_bound_the_oldest_go_and_are_counted() {
+        let events = Events::default();
+        for at in 0..MAX_EVENTS + 3 {
+            events.add(EventKind::ConnectionEnded, &at.to_string(), ReasonCode::ProtocolError, "x");
+        }
+        assert_eq!(events.lost(), 3);
+        let taken = events.take();
+        assert_eq!((taken.len(), taken[0].client.as_str()), (MAX_EVENTS, "3"));
+        assert!(events.take().is_empty());
+    }
+}

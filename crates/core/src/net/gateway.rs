@@ -1,0 +1,195 @@
+//! Start, stop and what can be seen from outside.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Poll, Waker};
+use parking_lot::{Mutex, RwLock};
+
+use super::acceptor::{Acceptor, listen};
+use super::binding::{Bindings, StreamBinding};
+use super::counters::{Counters, Latency, Shown, histogram, latency};
+use super::downlink::Downlink;
+use super::events::{Event, Events};
+use super::inbox::{Inbox, Mail};
+use super::lane::Shared;
+use super::options::GatewayOptions;
+use super::registry::Registry;
+use super::retained::Retained;
+use super::unmatched::{Unmatched, UnmatchedTopics};
+use super::worker::{WAKE, Worker};
+use crate::log::{Log, LogError};
+use crate::mqtt::Trie;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("cannot listen on {address}: {error}; is another program using the port?")]
+    Listen { address: SocketAddr, error: io::Error },
+    /// A setting, a stream or a raw filter.
+    #[error("{0}")]
+    Config(String),
+    #[error("cannot start the gateway's threads: {0}")]
+    Start(#[from] io::Error),
+    #[error("cannot read the stream of messages for devices: {0}")]
+    Downlink(#[from] LogError),
+}
+
+/// A running gateway. Dropping it stops it without draining.
+pub struct Gateway {
+    pub(super) shared: Arc<Shared>,
+    address: SocketAddr,
+    /// Tells the acceptor to look at `stopping`.
+    acceptor: Waker,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Latency of acknowledgements since start and since the window was reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AckLatency {
+    pub since_start: Latency,
+    pub window: Latency,
+}
+
+impl Gateway {
+    /// Opens the listener and starts the threads; returns once connections are accepted.
+    ///
+    /// The log must know the schemas of `streams` and the reserved ones ([`super::raw_schema`],
+    /// [`super::dead_letters_schema`], [`super::downlink_schema`]). Messages on topics that match one of
+    /// `raw_filters` are logged to `_raw` too.
+    pub fn start(
+        log: Log,
+        options: GatewayOptions,
+        streams: Vec<StreamBinding>,
+        raw_filters: Vec<String>,
+    ) -> Result<Gateway, GatewayError> {
+        options.check().map_err(GatewayError::Config)?;
+        let seed = RandomState::new().hash_one(0);
+        let bindings = Bindings::new(streams, &raw_filters, seed).map_err(GatewayError::Config)?;
+        let refused = |error| GatewayError::Listen { address: options.address, error };
+        let listener = listen(options.address).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+
+        let polls = (0..options.threads).map(|_| Poll::new()).collect::<io::Result<Vec<Poll>>>()?;
+        let inboxes = polls
+            .iter()
+            .map(|poll| Ok(Inbox::new(Waker::new(poll.registry(), WAKE)?)))
+            .collect::<io::Result<Vec<Inbox>>>()?;
+        let shared = Arc::new(Shared {
+            log,
+            bindings,
+            subscriptions: RwLock::new(Trie::new(seed.rotate_left(17))),
+            subscribed: AtomicUsize::new(0),
+            retained: Retained::new(options.retained_max_messages, options.retained_max_bytes),
+            registry: Registry::new(seed.rotate_left(41)),
+            events: Events::default(),
+            unmatched: UnmatchedTopics::default(),
+            shown: (0..=inboxes.len()).map(|_| Mutex::new(Shown::new())).collect(),
+            inboxes,
+            stopping: AtomicBool::new(false),
+            session_told: AtomicBool::new(false),
+            options,
+        });
+        let downlink = Downlink::new(Arc::clone(&shared))?;
+        let accept_poll = Poll::new()?;
+        let acceptor = Waker::new(accept_poll.registry(), WAKE)?;
+        let accepting = Acceptor::new(accept_poll, listener, Arc::clone(&shared))?;
+
+        let mut gateway = Gateway { shared, address, acceptor, threads: Vec::new() };
+        for (thread, poll) in polls.into_iter().enumerate() {
+            let worker = Worker::new(poll, thread as u16, Arc::clone(&gateway.shared));
+            gateway.spawn(format!("gateway-{thread}"), move || worker.run())?;
+        }
+        gateway.spawn("downlink".to_owned(), move || downlink.run())?;
+        gateway.spawn("acceptor".to_owned(), move || accepting.run())?;
+        Ok(gateway)
+    }
+
+    fn spawn(&mut self, name: String, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let body = move || {
+            // A panic is a broken invariant of ours. A process that goes on without one of its threads would
+            // hold connections that nobody serves, so it stops, and the log's recovery starts clean.
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                eprintln!("a thread of the gateway has panicked; this is a defect, the process stops");
+                std::process::abort();
+            }
+        };
+        self.threads.push(std::thread::Builder::new().name(name).spawn(body)?);
+        Ok(())
+    }
+
+    /// Host and port as bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The sum over all threads, each of which shows its books as of its last pass, balanced.
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for shown in &self.shared.shown {
+            sum += &shown.lock().counters;
+        }
+        let (retained, retained_bytes) = self.shared.retained.size();
+        sum.retained = retained as u64;
+        sum.retained_bytes = retained_bytes as u64;
+        sum.events_lost = self.shared.events.lost();
+        sum
+    }
+
+    /// From reading a PUBLISH to handing its PUBACK to the socket.
+    pub fn ack_latency(&self) -> AckLatency {
+        let (mut since_start, mut window) = (histogram(), histogram());
+        for shown in &self.shared.shown {
+            let shown = shown.lock();
+            // Equal bounds and digits, so nothing can be out of range.
+            let _ = since_start.add(&shown.since_start);
+            let _ = window.add(&shown.window);
+        }
+        AckLatency { since_start: latency(&since_start), window: latency(&window) }
+    }
+
+    pub fn reset_latency_window(&self) {
+        self.shared.shown.iter().for_each(|shown| shown.lock().window.reset());
+    }
+
+    /// Topics that no stream, shadow or rule wants, those seen most first; at most 1,000.
+    pub fn unmatched(&self) -> Vec<Unmatched> {
+        self.shared.unmatched.list()
+    }
+
+    /// What happened since the last call, oldest first. Events lost at the bound are counted in `events_lost`.
+    pub fn events(&self) -> Vec<Event> {
+        self.shared.events.take()
+    }
+
+    /// Accepts and reads nothing more, acknowledges what becomes durable within `drain`, says goodbye (DISCONNECT 0x8B
+    /// in MQTT 5), closes all connections and ends the threads.
+    pub fn stop(mut self, drain: Duration) -> Counters {
+        self.end(drain);
+        self.counters()
+    }
+
+    fn end(&mut self, drain: Duration) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        let _ = self.acceptor.wake();
+        let deadline = Instant::now() + drain;
+        self.shared.inboxes.iter().for_each(|inbox| inbox.post(Mail::Stop { deadline }));
+        for thread in self.threads.drain(..) {
+            // The body catches panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.end(Duration::ZERO);
+        }
+    }
+}

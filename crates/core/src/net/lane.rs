@@ -1,0 +1,260 @@
+//! What an event loop has beside its connections: staging, turns in flight, counters, scratch memory.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+use super::binding::Bindings;
+use super::connection::{Connection, Delivery, Pool};
+use super::counters::{Counters, Shown};
+use super::events::Events;
+use super::fanout::{Fanout, Subscriptions};
+use super::inbox::{Inbox, Mail};
+use super::options::GatewayOptions;
+use super::registry::{ConnId, Registry};
+use super::retained::Retained;
+use super::turn::{Acks, Staging};
+use super::unmatched::UnmatchedTopics;
+use crate::decode::Decoded;
+use crate::log::{Log, LogError};
+use crate::mqtt::properties::{self, Property, PropertyId, Value};
+use crate::mqtt::{PacketError, ReasonCode};
+
+/// What all threads share.
+pub(super) struct Shared {
+    pub options: GatewayOptions,
+    pub log: Log,
+    pub bindings: Bindings,
+    pub subscriptions: Subscriptions,
+    /// Number of subscriptions; while it is 0 nobody looks for subscribers.
+    pub subscribed: AtomicUsize,
+    pub retained: Retained,
+    pub registry: Registry,
+    pub events: Events,
+    pub unmatched: UnmatchedTopics,
+    pub inboxes: Vec<Inbox>,
+    /// By thread, and one more for the acceptor.
+    pub shown: Vec<parking_lot::Mutex<Shown>>,
+    /// The acceptor and the downlink end when it is set.
+    pub stopping: AtomicBool,
+    /// Whether a session that is not kept has been told of.
+    pub session_told: AtomicBool,
+}
+
+impl Shared {
+    /// Counters of the acceptor, behind those of the threads.
+    pub fn accepting(&self) -> Option<&parking_lot::Mutex<Shown>> {
+        self.shown.get(self.inboxes.len())
+    }
+}
+
+/// Why the gateway ends a connection.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    pub reason: ReasonCode,
+    pub why: Cow<'static, str>,
+}
+
+impl End {
+    pub fn new(reason: ReasonCode, why: impl Into<Cow<'static, str>>) -> End {
+        End { reason, why: why.into() }
+    }
+
+    pub fn protocol(why: &'static str) -> End {
+        End::new(ReasonCode::ProtocolError, why)
+    }
+}
+
+impl From<PacketError> for End {
+    fn from(error: PacketError) -> End {
+        End::new(error.reason, error.what)
+    }
+}
+
+/// How a connection goes on after a packet.
+#[derive(Clone, Debug)]
+pub(super) enum Flow {
+    On,
+    /// The client has said goodbye.
+    Bye,
+    /// The CONNACK waits until this connection is closed.
+    TakeOver(ConnId),
+    /// A CONNACK with an error is written; the connection ends without DISCONNECT.
+    Refused,
+}
+
+/// A turn that the log has, or that waits behind one.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub turn: u64,
+    pub acks: Acks,
+    pub result: Option<Result<(), LogError>>,
+}
+
+pub(super) struct Lane {
+    pub thread: u16,
+    pub shared: Arc<Shared>,
+    pub staging: Staging,
+    pub flights: VecDeque<Flight>,
+    pub flying_bytes: usize,
+    pub flying_messages: u64,
+    last_turn: u64,
+    /// The log's queue was full; the turn stays staged.
+    pub stalled: bool,
+    pub spare: Vec<Acks>,
+    pub fanout: Fanout,
+    pub decoded: Decoded,
+    pub streams: Vec<u16>,
+    pub counters: Counters,
+    /// (latency in µs, messages) of what was acknowledged since counters were shown.
+    pub latencies: Vec<(u64, u64)>,
+    pub pool: Pool,
+    /// Connections with something to write.
+    pub dirty: Vec<u32>,
+    pub tick: u32,
+    /// Time of arrival for what is being read, µs since the Unix epoch.
+    pub received_at_us: i64,
+}
+
+impl Lane {
+    pub fn new(thread: u16, shared: Arc<Shared>) -> Lane {
+        Lane {
+            thread,
+            staging: Staging::new(&shared.bindings, shared.log.partitions()),
+            flights: VecDeque::new(),
+            flying_bytes: 0,
+            flying_messages: 0,
+            last_turn: 0,
+            stalled: false,
+            spare: Vec::new(),
+            fanout: Fanout::new(shared.inboxes.len()),
+            decoded: Decoded::new(),
+            streams: Vec::new(),
+            counters: Counters::default(),
+            latencies: Vec::new(),
+            pool: Pool::new(),
+            dirty: Vec::new(),
+            tick: shared.options.clock.tick(),
+            received_at_us: 0,
+            shared,
+        }
+    }
+
+    pub fn id(&self, slot: u32, generation: u32) -> ConnId {
+        ConnId { thread: self.thread, slot, generation }
+    }
+
+    pub fn delivery(&mut self) -> Delivery<'_> {
+        Delivery {
+            pool: &mut self.pool,
+            counters: &mut self.counters,
+            options: &self.shared.options,
+            tick: self.tick,
+        }
+    }
+
+    /// Puts the connection on the list of those that are flushed when the pass ends.
+    #[inline]
+    pub fn touch(&mut self, conn: &mut Connection, slot: u32) {
+        if !conn.dirty {
+            conn.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// Gives the staged turn to the log. False: the log's queue is full and the turn stays.
+    pub fn submit(&mut self) -> bool {
+        self.staging.close_run();
+        self.stalled = false;
+        if self.staging.is_empty() {
+            return true;
+        }
+        self.last_turn += 1;
+        let turn = self.last_turn;
+        let result = loop {
+            if !self.staging.has_rows() {
+                break Some(Ok(()));
+            }
+            let (shared, thread) = (Arc::clone(&self.shared), usize::from(self.thread));
+            let done = Box::new(move |result: Result<_, LogError>| {
+                let result = result.map(|_| ());
+                if let Some(inbox) = shared.inboxes.get(thread) {
+                    inbox.post(Mail::Committed { turn, result });
+                }
+            });
+            match self.shared.log.submit(&self.staging.parts(), done) {
+                Ok(()) => break None,
+                Err(LogError::Busy { .. }) => {
+                    self.stalled = true;
+                    return false;
+                }
+                // One device's keys are no reason to refuse another's readings.
+                Err(LogError::KeyRefused { refused, why, .. }) if !refused.is_empty() => {
+                    let why = format!("the reading's key cannot be added: {why}");
+                    self.staging.refuse(&refused, ReasonCode::QuotaExceeded, &why);
+                }
+                Err(error) => break Some(Err(error)),
+            }
+        };
+        let acks = self.staging.submitted(self.spare.pop().unwrap_or_default());
+        self.flying_bytes += acks.bytes;
+        self.flying_messages += acks.messages.len() as u64;
+        self.flights.push_back(Flight { turn, acks, result });
+        true
+    }
+
+    pub fn committed(&mut self, turn: u64, result: Result<(), LogError>) {
+        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.turn == turn) {
+            flight.result = Some(result);
+        }
+    }
+
+    /// The oldest turn, if the log is through with it.
+    pub fn settled(&mut self) -> Option<(Acks, Result<(), LogError>)> {
+        self.flights.front()?.result.as_ref()?;
+        let flight = self.flights.pop_front()?;
+        self.flying_bytes -= flight.acks.bytes;
+        self.flying_messages -= flight.acks.messages.len() as u64;
+        Some((flight.acks, flight.result?))
+    }
+
+    /// Sends other threads what their connections get.
+    pub fn dispatch(&mut self) {
+        for (thread, deliveries) in self.fanout.deliveries.iter_mut().enumerate() {
+            if thread != usize::from(self.thread) && !deliveries.is_empty() {
+                if let Some(inbox) = self.shared.inboxes.get(thread) {
+                    inbox.post(Mail::Deliver(Box::new(std::mem::take(deliveries))));
+                }
+            }
+        }
+    }
+
+    /// Shows the counters of this pass to those who ask.
+    pub fn show(&mut self) {
+        self.counters.in_flight = self.flying_messages + self.staging.acks.messages.len() as u64;
+        let Some(shown) = self.shared.shown.get(usize::from(self.thread)) else { return };
+        let mut shown = shown.lock();
+        shown.counters.clone_from(&self.counters);
+        for (latency_us, messages) in self.latencies.drain(..) {
+            shown.record(latency_us, messages);
+        }
+    }
+}
+
+/// Encoded properties with a reason string, or none if it would not fit or is not wanted.
+///
+/// without: size of the packet without it
+pub(super) fn reason_properties(conn: &Connection, always: bool, without: usize, why: &str) -> Vec<u8> {
+    // Long texts are cut: a reason string is for a person's eye.
+    let mut end = why.len().min(256);
+    while !why.is_char_boundary(end) {
+        end -= 1;
+    }
+    // Lengths of packet, properties and string grow by some bytes.
+    let size = without + end + 12;
+    if why.is_empty() || !(conn.problem_information || always) || size > conn.max_packet_bytes as usize {
+        return Vec::new();
+    }
+    properties::encode(&[Property { id: PropertyId::ReasonString, value: Value::Text(&why[..end]) }])
+}

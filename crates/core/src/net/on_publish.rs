@@ -1,0 +1,187 @@
+//! PUBLISH: from a topic to streams, raw messages, the retained table and live subscribers.
+
+use std::sync::atomic::Ordering;
+
+use super::binding::capture;
+use super::connection::Connection;
+use super::events::EventKind;
+use super::fanout::Reading;
+use super::lane::{End, Lane, Shared};
+use super::message::Outgoing;
+use super::turn::Fate;
+use crate::mqtt::properties::PropertyId;
+use crate::mqtt::{Publish, QoS, ReasonCode, Version, topic};
+use crate::rows::Cell;
+
+/// Stages one message, passes it to live subscribers, and leaves its acknowledgement to the turn.
+pub(super) fn on_publish(
+    lane: &mut Lane,
+    shared: &Shared,
+    conn: &mut Connection,
+    slot: u32,
+    publish: &Publish<'_>,
+    subscriptions: &mut Reading<'_>,
+) -> Result<(), End> {
+    lane.counters.received += 1;
+    if let Err(end) = check(shared, conn, publish) {
+        lane.counters.refused += 1;
+        return Err(end);
+    }
+    if publish.qos == QoS::AtLeastOnce {
+        conn.unacknowledged += 1;
+    }
+    if let Some((code, why)) = refusal(shared, publish) {
+        return refuse(lane, conn, publish, code, why);
+    }
+    if publish.retain && !retain(lane, shared, publish) {
+        // Who cannot be told would send the message again and again, so there it counts as a live one.
+        let why = "the table of retained messages is full (retained_max_messages, retained_max_bytes)";
+        if conn.version == Version::V5 && publish.qos == QoS::AtLeastOnce {
+            return refuse(lane, conn, publish, ReasonCode::QuotaExceeded, why);
+        }
+        let detail = format!("topic {:?} is not retained: {why}", publish.topic);
+        shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
+    }
+
+    let Lane { staging, decoded, streams, received_at_us, .. } = lane;
+    let received_at_us = *received_at_us;
+    let mut fate = Fate::LiveOnly;
+    let mut code = ReasonCode::Success;
+    let clearing = publish.retain && publish.payload.is_empty();
+    shared.bindings.streams_of(publish.topic, streams);
+    if !clearing {
+        for &index in streams.iter() {
+            let Some(binding) = shared.bindings.streams.get(usize::from(index)) else { continue };
+            let captured = capture(publish.topic, &binding.captures);
+            let captures = &captured[..binding.captures.len()];
+            match binding.plan.decode(publish.payload, captures, received_at_us, decoded) {
+                Ok(()) => {
+                    let key = binding.schema.key.and_then(|at| captures.get(at)).copied();
+                    staging.decoded(&shared.log, usize::from(index), &binding.schema, decoded, key);
+                    if fate == Fate::LiveOnly {
+                        fate = Fate::Decoded;
+                    }
+                }
+                Err(error) => {
+                    let detail = error.to_string();
+                    staging.dead_letter([
+                        Cell::Timestamp(received_at_us),
+                        Cell::Bytes(binding.name.as_bytes()),
+                        Cell::Bytes(publish.topic.as_bytes()),
+                        Cell::Bytes(conn.client_id.as_bytes()),
+                        Cell::Bytes(error.reason().as_bytes()),
+                        Cell::Bytes(detail.as_bytes()),
+                        Cell::Bytes(publish.payload),
+                    ]);
+                    if fate != Fate::DeadLettered && conn.version == Version::V5 && publish.packet_id != 0 {
+                        staging.note(format!("stream {}: {}: {detail}", binding.name, error.reason()));
+                    }
+                    (fate, code) = (Fate::DeadLettered, ReasonCode::PayloadFormatInvalid);
+                }
+            }
+        }
+    }
+    if publish.retain || shared.bindings.is_raw(publish.topic) {
+        staging.raw([
+            Cell::Timestamp(received_at_us),
+            Cell::Bytes(publish.topic.as_bytes()),
+            Cell::Bytes(conn.client_id.as_bytes()),
+            Cell::Bigint(publish.qos as i64),
+            Cell::Boolean(publish.retain),
+            Cell::Bytes(publish.payload),
+            Cell::Null,
+        ]);
+        if fate == Fate::LiveOnly {
+            fate = Fate::RawOnly;
+        }
+    }
+    if fate == Fate::LiveOnly {
+        shared.unmatched.note(lane.tick, publish.topic, publish.payload);
+    } else {
+        staging.acks.bytes += publish.payload.len() + publish.topic.len();
+    }
+    staging.message(publish.packet_id, code, fate);
+
+    if shared.subscribed.load(Ordering::Relaxed) > 0 {
+        let from = lane.id(slot, conn.generation);
+        lane.fanout.add(subscriptions, Outgoing::of(publish), publish.qos, publish.retain, Some(from));
+    }
+    Ok(())
+}
+
+/// What ends the connection.
+#[inline]
+fn check(shared: &Shared, conn: &Connection, publish: &Publish<'_>) -> Result<(), End> {
+    let options = &shared.options;
+    if publish.qos as u8 > options.maximum_qos {
+        return Err(End::new(ReasonCode::QoSNotSupported, "PUBLISH above the maximum QoS told in CONNACK"));
+    }
+    if conn.version == Version::V5 {
+        if publish.qos != QoS::AtMostOnce && conn.unacknowledged >= u32::from(options.receive_maximum) {
+            let why = "more QoS 1 messages unacknowledged than the receive maximum told in CONNACK";
+            return Err(End::new(ReasonCode::ReceiveMaximumExceeded, why));
+        }
+        if publish.retain && !options.retain_available {
+            return Err(End::new(ReasonCode::RetainNotSupported, "retained messages are not available"));
+        }
+        if !publish.properties.is_empty() {
+            if publish.properties.get(PropertyId::TopicAlias).is_some() {
+                let why = "a topic alias above the topic alias maximum, which is 0";
+                return Err(End::new(ReasonCode::TopicAliasInvalid, why));
+            }
+            if publish.properties.get(PropertyId::SubscriptionIdentifier).is_some() {
+                return Err(End::protocol("a client's PUBLISH carries a subscription identifier"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why this one message is not accepted, if so.
+#[inline]
+fn refusal(shared: &Shared, publish: &Publish<'_>) -> Option<(ReasonCode, &'static str)> {
+    let options = &shared.options;
+    if publish.payload.len() > options.max_payload_bytes {
+        return Some((ReasonCode::QuotaExceeded, "the payload is larger than max_payload_bytes"));
+    }
+    if topic::levels(publish.topic) > options.max_topic_levels {
+        return Some((ReasonCode::TopicNameInvalid, "the topic has more than max_topic_levels levels"));
+    }
+    if publish.topic.starts_with("$SYS") && matches!(publish.topic.as_bytes().get(4), None | Some(b'/')) {
+        return Some((ReasonCode::NotAuthorized, "clients do not publish to $SYS"));
+    }
+    None
+}
+
+/// Sets or clears the topic's retained message. False: the table is full.
+fn retain(lane: &mut Lane, shared: &Shared, publish: &Publish<'_>) -> bool {
+    if !shared.options.retain_available {
+        return true;
+    }
+    if publish.payload.is_empty() {
+        shared.retained.clear(publish.topic);
+        return true;
+    }
+    let retained = shared.retained.set(Outgoing::of(publish), publish.qos, lane.tick).is_ok();
+    lane.counters.retained_refused += u64::from(!retained);
+    retained
+}
+
+/// MQTT 5 QoS 1 is told by PUBACK. Elsewhere nothing but the connection's end can tell.
+fn refuse(
+    lane: &mut Lane,
+    conn: &mut Connection,
+    publish: &Publish<'_>,
+    code: ReasonCode,
+    why: &'static str,
+) -> Result<(), End> {
+    let detail = format!("topic {:?}: {why}", publish.topic);
+    lane.shared.events.add(EventKind::PublishRefused, &conn.client_id, code, detail);
+    if conn.version == Version::V5 && publish.qos == QoS::AtLeastOnce {
+        lane.staging.note(why.to_owned());
+        lane.staging.message(publish.packet_id, code, Fate::Refused);
+        return Ok(());
+    }
+    lane.counters.refused += 1;
+    Err(End::new(code, why))
+}

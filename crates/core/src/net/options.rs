@@ -1,0 +1,94 @@
+//! Settings and limits of the gateway. Every bound has a stated behaviour where it is reached.
+
+use std::net::SocketAddr;
+
+use super::clock::Clock;
+use crate::mqtt::topic;
+
+#[derive(Clone, Debug)]
+pub struct GatewayOptions {
+    /// Port 0 picks a free one; `Gateway::address` tells which.
+    pub address: SocketAddr,
+    /// Event loops. Connections are dealt to the loop that has the fewest.
+    pub threads: usize,
+    /// Above it a new connection is closed at once and counted.
+    pub max_connections: usize,
+    /// Whole packet, header included. Above it: DISCONNECT 0x95, in 3.1.1 the connection closes.
+    pub max_packet_bytes: usize,
+    /// Payload of one PUBLISH. Above it: PUBACK 0x97; QoS 0 and 3.1.1: the connection ends.
+    pub max_payload_bytes: usize,
+    /// Longest keep alive; an MQTT 5 client that asks for more (or for none) is told this one. 0: no limit.
+    pub max_keep_alive_s: u16,
+    /// QoS 1 PUBLISH packets that an MQTT 5 client may have unacknowledged; more ends the connection with 0x93.
+    pub receive_maximum: u16,
+    /// 0 or 1. A PUBLISH above it ends the connection with 0x9B.
+    pub maximum_qos: u8,
+    pub retain_available: bool,
+    /// Above it a filter is refused with 0x97 (0x80 in 3.1.1).
+    pub max_subscriptions_per_client: usize,
+    /// Levels of topics and filters, at most [`topic::MAX_LEVELS`].
+    pub max_topic_levels: usize,
+    /// Retained messages kept in memory: their number, and bytes of topics, properties and payloads. A new one
+    /// beyond either is refused with 0x97; in 3.1.1 it is delivered but not retained.
+    pub retained_max_messages: usize,
+    pub retained_max_bytes: usize,
+    /// What may wait for one slow reader, once as encoded packets and once as queued QoS 1 messages. Above
+    /// it deliveries to that client are dropped and counted.
+    pub outbound_max_bytes: usize,
+    /// A connection that has not sent its CONNECT by then is closed.
+    pub first_packet_timeout_s: u16,
+    /// A turn of staged rows of this size goes to the log before the pass over the sockets ends.
+    pub turn_bytes: usize,
+    /// Bytes on their way to the disk, over all threads. Above it no socket is read.
+    pub inflight_bytes: usize,
+    pub clock: Clock,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> GatewayOptions {
+        GatewayOptions {
+            address: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            max_connections: 1_000_000,
+            max_packet_bytes: 1 << 20,
+            max_payload_bytes: 256 << 10,
+            max_keep_alive_s: 0,
+            receive_maximum: 1024,
+            maximum_qos: 1,
+            retain_available: true,
+            max_subscriptions_per_client: 1000,
+            max_topic_levels: 32,
+            retained_max_messages: 100_000,
+            retained_max_bytes: 64 << 20,
+            outbound_max_bytes: 1 << 20,
+            first_packet_timeout_s: 10,
+            turn_bytes: 1 << 20,
+            inflight_bytes: 64 << 20,
+            clock: Clock::Real,
+        }
+    }
+}
+
+impl GatewayOptions {
+    /// Errors name the setting, the value found and the range.
+    pub fn check(&self) -> Result<(), String> {
+        let range = |name: &str, value: usize, low: usize, high: usize| {
+            if (low..=high).contains(&value) {
+                return Ok(());
+            }
+            Err(format!("{name} = {value} is out of range, it must be {low} to {high}"))
+        };
+        range("threads", self.threads, 1, 1024)?;
+        range("max_connections", self.max_connections, 1, u32::MAX as usize)?;
+        range("max_packet_bytes", self.max_packet_bytes, 256, 256 << 20)?;
+        range("max_payload_bytes", self.max_payload_bytes, 1, 256 << 20)?;
+        range("receive_maximum", self.receive_maximum.into(), 1, u16::MAX.into())?;
+        range("maximum_qos", self.maximum_qos.into(), 0, 1)?;
+        range("max_subscriptions_per_client", self.max_subscriptions_per_client, 1, 1_000_000)?;
+        range("max_topic_levels", self.max_topic_levels, 1, topic::MAX_LEVELS)?;
+        range("outbound_max_bytes", self.outbound_max_bytes, 1024, 1 << 30)?;
+        range("first_packet_timeout_s", self.first_packet_timeout_s.into(), 1, u16::MAX.into())?;
+        range("turn_bytes", self.turn_bytes, 1024, 1 << 30)?;
+        range("inflight_bytes", self.inflight_bytes, self.turn_bytes, 1 << 40)
+    }
+}

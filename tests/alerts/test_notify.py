@@ -1,0 +1,298 @@
+"""Notifications leave the outbox at least once, in order per target, and no target delays another."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from plant import SECOND, TELEMETRY, Plant
+from pydantic import SecretStr
+
+from headwater.alerts.notify import KEEP_US, MAX_ATTEMPTS, Notifier
+from headwater.alerts.service import AlarmService
+from headwater.config import AlarmSettings, NotifySettings
+from headwater.database import NOTIFICATIONS
+from headwater.errors import ConfigError
+from headwater.records import DOWNLINK
+
+
+@dataclass
+class Hook:
+    """A web server that keeps what it is sent and answers as told; by default 204."""
+
+    url: str = ""
+    received: list[tuple[dict[str, str], Any]] = field(default_factory=list)
+    answers: queue.SimpleQueue[tuple[int, dict[str, str]]] = field(default_factory=queue.SimpleQueue)
+    stuck: threading.Event | None = None
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    hook = Hook()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if hook.stuck is not None and "stuck" in self.path:
+                hook.stuck.wait(30)
+            status, headers = (204, {}) if hook.answers.empty() else hook.answers.get()
+            hook.received.append(
+                ({name.lower(): value for name, value in self.headers.items()}, json.loads(body))
+            )
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    hook.url = f"http://127.0.0.1:{server.server_port}/hook"
+    yield hook
+    if hook.stuck is not None:
+        hook.stuck.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def notifier_of(plant: Plant, **urls: str) -> Notifier:
+    targets = {name: NotifySettings(url=SecretStr(url)) for name, url in urls.items()}
+    return Notifier(plant.database, plant.log, targets, plant.clock)
+
+
+def settle(notifier: Notifier) -> None:
+    """Steps until nothing is due or under way."""
+    while notifier.step() or notifier._runs:
+        for run in list(notifier._runs.values()):
+            assert run.thread is not None
+            run.thread.join(20)
+
+
+def fire(plant: Plant, *devices: str, notify: tuple[str, ...] = ("ops",), resolve: bool = False) -> None:
+    """Puts notifications into the outbox, as the alarm service does."""
+    settings = {"hot": AlarmSettings(on="telemetry", where="temperature > 80", notify=list(notify))}
+    service = AlarmService(plant.log, plant.database, settings, {"telemetry": TELEMETRY}, plant.clock)
+    for device in devices:
+        plant.append({"device": device, "ts": 1, "temperature": 90.0})
+        if resolve:
+            plant.append({"device": device, "ts": 2, "temperature": 20.0})
+    while service.step():
+        pass
+    service.close()
+
+
+def outbox(plant: Plant) -> list[Any]:
+    with plant.database.read() as connection:
+        return list(connection.execute(sa.select(NOTIFICATIONS).order_by(NOTIFICATIONS.c.sequence)))
+
+
+def test_a_webhook_gets_firing_and_resolved_in_order(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url)
+    fire(plant, "d1", "d2", resolve=True)
+    settle(notifier)
+    assert [(body["key"]["device"], body["state"]) for _, body in hook.received] == [
+        ("d1", "firing"), ("d1", "resolved"), ("d2", "firing"), ("d2", "resolved"),
+    ]  # fmt: skip
+    headers, body = hook.received[0]
+    assert headers["idempotency-key"] == body["notification"] == f"{body['id']}-firing-ops"
+    assert headers["content-type"] == "application/json"
+    assert (body["severity"], body["reading"]["temperature"], body["resolved_at"]) == ("major", 90.0, None)
+    assert hook.received[1][1]["resolved_at"] == "1970-01-01T00:00:02Z"
+    assert notifier.status() == {"ops": {"waiting": 0, "sent": 4, "dead": 0}}
+
+
+def test_a_failure_is_tried_again_with_growing_pauses(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url)
+    fire(plant, "d1", "d2")
+    for pause_s in (5, 10, 20):
+        hook.answers.put((500, {}))
+        settle(notifier)
+        assert [(row.state, row.attempts > 0, row.last_error) for row in outbox(plant)] == [
+            ("waiting", True, "POST was answered with 500")
+        ] * 2
+        plant.now_us += pause_s * SECOND - 1
+        assert not notifier.step()
+        plant.now_us += 1
+    settle(notifier)
+    assert [body["key"]["device"] for _, body in hook.received] == ["d1", "d1", "d1", "d1", "d2"]
+    assert {headers["idempotency-key"] for headers, _ in hook.received[:4]} == {outbox(plant)[0].id}
+    assert [row.state for row in outbox(plant)] == ["sent", "sent"]
+
+
+def test_retry_after_is_honoured(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url)
+    fire(plant, "d1")
+    hook.answers.put((429, {"retry-after": "120"}))
+    settle(notifier)
+    assert outbox(plant)[0].next_at == plant.now_us + 120 * SECOND
+
+
+def test_a_body_that_is_refused_is_dead_at_once_and_blocks_nobody(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url)
+    fire(plant, "d1", "d2")
+    hook.answers.put((422, {}))
+    settle(notifier)
+    assert [(row.state, row.last_error) for row in outbox(plant)] == [
+        ("dead", "POST was answered with 422"),
+        ("sent", None),
+    ]
+
+
+def test_attempts_are_bounded(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops="http://127.0.0.1:1/closed?token=hunter2")
+    fire(plant, "d1")
+    begin = plant.now_us
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt == MAX_ATTEMPTS - 1:
+            fire(plant, "d2")
+        settle(notifier)
+        plant.now_us = max(row.next_at for row in outbox(plant))
+    first, second = outbox(plant)
+    assert (first.state, first.attempts, first.last_error) == (
+        "dead",
+        MAX_ATTEMPTS,
+        "POST failed: ConnectError",
+    )
+    assert (second.state, second.attempts) == ("waiting", 1)
+    assert 0.5 < (first.next_at - begin) / (86_400 * SECOND) < 1.5
+    plant.now_us += KEEP_US + SECOND
+    notifier.step()
+    assert [row.key for row in outbox(plant) if row.id == first.id] == []
+
+
+def test_a_stuck_target_delays_no_other(plant: Plant, hook: Hook) -> None:
+    hook.stuck = threading.Event()
+    notifier = notifier_of(plant, slow=f"{hook.url}/stuck", ops=hook.url)
+    fire(plant, "d1", notify=("slow", "ops"))
+    while notifier.status()["ops"]["sent"] == 0:
+        notifier.step()
+        notifier._runs["slow"].thread.join(0.01)  # type: ignore[union-attr]
+    assert notifier.status()["slow"] == {"waiting": 1, "sent": 0, "dead": 0}
+    hook.stuck.set()
+    settle(notifier)
+    assert notifier.status()["slow"]["sent"] == 1
+
+
+def test_what_was_under_way_at_a_kill_is_sent_again(plant: Plant, hook: Hook) -> None:
+    first = notifier_of(plant, ops=hook.url)
+    fire(plant, "d1")
+    first.step()
+    first._runs["ops"].thread.join(20)  # type: ignore[union-attr]  # delivered, and killed before it is recorded
+    settle(notifier_of(plant, ops=hook.url))
+    keys = [headers["idempotency-key"] for headers, _ in hook.received]
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
+def test_close_records_what_ends_in_time(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url)
+    fire(plant, "d1")
+    notifier.step()
+    notifier.close()
+    assert [row.state for row in outbox(plant)] == ["sent"]
+
+
+def test_a_target_that_is_gone_leaves_dead_notifications(plant: Plant, hook: Hook) -> None:
+    fire(plant, "d1")
+    notifier = notifier_of(plant, other=hook.url)
+    settle(notifier)
+    assert [(row.state, row.last_error) for row in outbox(plant)] == [
+        ("dead", "the target is no longer configured")
+    ]
+    assert hook.received == []
+
+
+def test_our_own_broker_gets_a_record_on_the_downlink(plant: Plant) -> None:
+    notifier = notifier_of(plant, ops="mqtt:alarms/{alarm}/{device}/{state}/{nothing}")
+    fire(plant, "d1", "a/../#", "+", "$SYS", resolve=False)
+    settle(notifier)
+    batch = plant.log.reader(DOWNLINK, ()).read(100)
+    assert batch is not None
+    assert batch.column("topic").to_pylist() == [
+        "alarms/hot/d1/firing/_",
+        "alarms/hot/a_.._\N{LOW LINE}/firing/_",
+        "alarms/hot/_/firing/_",
+        "alarms/hot/$SYS/firing/_",
+    ]
+    payload = json.loads(batch.column("payload")[0].as_py())
+    assert (payload["alarm"], payload["state"], payload["notification"]) == (
+        "hot",
+        "firing",
+        outbox(plant)[0].id,
+    )
+    assert batch.column("qos").to_pylist() == [1] * 4
+
+
+def test_a_key_cannot_reach_the_servers_topics(plant: Plant) -> None:
+    notifier = notifier_of(plant, ops="mqtt:{device}/x")
+    fire(plant, "$SYS", "")
+    settle(notifier)
+    batch = plant.log.reader(DOWNLINK, ()).read(100)
+    assert batch is not None
+    assert batch.column("topic").to_pylist() == ["_SYS/x", "_/x"]
+
+
+def test_apprise_targets(plant: Plant, hook: Hook) -> None:
+    url = hook.url.replace("http://", "json://") + "?method=POST"
+    notifier = notifier_of(plant, ops=url)
+    fire(plant, "d1")
+    settle(notifier)
+    body = hook.received[0][1]
+    assert body["title"] == "major: hot firing for device d1"
+    assert "temperature = 90.0" in body["message"]
+    assert f"notification: {outbox(plant)[0].id}" in body["message"]
+    hook.answers.put((500, {}))
+    fire(plant, "d2")
+    settle(notifier)
+    assert outbox(plant)[1].last_error == "Apprise could not deliver"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense://user:hunter2@host",
+        "hunter2",
+        "json://",
+        "mailto://user:hunter2@host",
+        "http://",
+        "https://:hunter2@/x",
+        "mqtt:",
+        "mqtt:$SYS/{device}",
+        "mqtt:alarms/#",
+        "mqtt:alarms/{Device}",
+    ],
+)
+def test_a_bad_url_is_named_and_not_quoted(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"notify\.ops\.url: ") as caught:
+        Notifier.check({"ops": NotifySettings(url=SecretStr(url))})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_url_in_logs(plant: Plant, hook: Hook, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+    caplog.set_level(logging.DEBUG)
+    notifier = notifier_of(
+        plant,
+        ops=f"{hook.url}?token=hunter2",
+        closed="http://user:hunter2@127.0.0.1:1/",
+        more=hook.url.replace("http://", "json://user:hunter2@"),
+    )
+    fire(plant, "d1", notify=("ops", "closed", "more"))
+    settle(notifier)
+    captured = capfd.readouterr()
+    assert len(hook.received) == 2
+    assert "hunter2" not in caplog.text + captured.out + captured.err
+    assert "hunter2" not in "".join(str(row.last_error) for row in outbox(plant))
