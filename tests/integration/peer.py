@@ -11,6 +11,9 @@ from typing import Self
 #: Longest wait for an answer, seconds.
 PATIENCE_S = 30.0
 
+#: Packet id of the message behind which `ask` stops reading.
+LAST_ID = 65535
+
 CONNACK, PUBLISH, PUBACK, SUBACK, UNSUBACK, PINGRESP, DISCONNECT = 2, 3, 4, 9, 11, 13, 14
 NAMES = {CONNACK: "CONNACK", PUBLISH: "PUBLISH", PUBACK: "PUBACK", SUBACK: "SUBACK", UNSUBACK: "UNSUBACK"}
 NAMES |= {PINGRESP: "PINGRESP", DISCONNECT: "DISCONNECT"}
@@ -172,18 +175,21 @@ class Peer:
         return None
 
     def ask(self, data: bytes) -> list[str]:
-        """Sends and reads until a ping is answered or the server hangs up: what came, in the words of the documents.
+        """Sends, and a last message after it, and reads until that is acknowledged or the server hangs up.
 
-        For example ["PUBACK 0x99"], ["DISCONNECT 0x82", "closed"] or [] for silence.
+        returns: what came, in the words of the documents: ["PUBACK 0x99"], ["DISCONNECT 0x82", "closed"], or []
+
+        Acknowledgements keep the order of PUBLISH (MQTT 5.0, section 4.6), so none is still to come then. A PINGRESP
+        would not do: it does not wait for the disk.
         """
         said = []
         try:
             self.send(data)
-            self.send(packet(0xC0))
+            self.send(publish(self.level, "the/last", b"", qos=1, packet_id=LAST_ID))
         except ConnectionError:
             pass  # the answer may still be readable
         while (answer := self.read()) is not None:
-            if answer.kind == PINGRESP:
+            if answer.kind == PUBACK and int.from_bytes(answer.body[:2], "big") == LAST_ID:
                 return said
             code = f" 0x{answer.reason(self.level):02X}" if answer.kind != PUBLISH else ""
             said.append(NAMES.get(answer.kind, f"type {answer.kind}") + code)

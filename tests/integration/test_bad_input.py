@@ -201,9 +201,9 @@ def subscriptions(up: Server, level: int) -> list[str]:
 ALONE: dict[str, Callable[[Server, int], list[str]]] = {
     "first-packet-late": first_packet_late,
     "server-packet": each_of(
-        lambda _level: packet(0x20, b"\0\0"),
-        lambda _level: packet(0x90, b"\0\x01\0"),
-        lambda _level: packet(0xB0, b"\0\x01"),
+        lambda level: packet(0x20, b"\0\0\0"[: 3 if level == 5 else 2]),
+        lambda level: packet(0x90, b"\0\x01\0\0"[: 4 if level == 5 else 3]),
+        lambda level: packet(0xB0, b"\0\x01\0\0"[: 4 if level == 5 else 2]),
         lambda _level: packet(0xD0),
     ),
     "receive-maximum": receive_maximum,
