@@ -7,7 +7,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -237,7 +237,10 @@ def _plain(bound: pa.Scalar) -> str | int | float | None:
     if not bound.is_valid:
         return None
     if pa.types.is_timestamp(bound.type):
-        return iso(bound.value)
+        try:
+            return iso(bound.value)
+        except OverflowError:
+            return None
     value = bound.as_py()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -247,10 +250,10 @@ def _plain(bound: pa.Scalar) -> str | int | float | None:
 
 
 def iso(time_us: int) -> str:
-    """Delta's text of a timestamp: microseconds since the epoch, UTC.
+    """Delta's text of a timestamp: microseconds since the epoch, UTC. raises: OverflowError outside the years 1 to 9999
 
     >>> iso(1_000_001)
     '1970-01-01T00:00:01.000001Z'
     """
-    seconds, micros = divmod(time_us, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"
+    time = datetime(1970, 1, 1) + timedelta(microseconds=time_us)
+    return time.isoformat(timespec="microseconds") + "Z"
