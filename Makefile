@@ -56,7 +56,7 @@ test-scale:
 	@exit 2
 
 wheel: $(VENV)/.build
-	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock:
 	requirements/lock.sh
@@ -89,7 +89,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.build
 	@touch $@
 
 $(VENV)/.native: $(RUST) pyproject.toml $(VENV)/.build
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What tests and benches need beside Python. A test whose program is missing is reported as skipped, with the reason.

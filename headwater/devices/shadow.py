@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import orjson
 import pyarrow as pa
@@ -71,9 +71,13 @@ class _Request:
 
 @dataclass(slots=True)
 class _Batch:
-    """What a batch of requests leads to. shadows: (version, document or None where deleted) by thing and name."""
+    """What a batch of requests leads to. shadows: (version, document or None where deleted) by thing and name.
+
+    stored: those that have a row
+    """
 
     shadows: dict[tuple[str, str], tuple[int, Document | None]]
+    stored: frozenset[tuple[str, str]]
     changed: set[tuple[str, str]] = field(default_factory=set)
     accepted: int = 0
     messages: list[tuple[str, Json]] = field(default_factory=list)
@@ -201,23 +205,21 @@ class ShadowService:
             self._notify_position()
             return
         with self._database.begin() as connection:
-            batch = _Batch(_load(connection, list({one.key for one in asked})))
+            found = _load(connection, list({one.key for one in asked}))
+            batch = _Batch(found, frozenset(found))
             for one in asked:
                 self._apply(batch, one)
             _store(connection, batch)
             self._delete_sent(connection)
-            next_id = self._next_id + len(batch.messages)
-            if batch.messages:
-                rows = zip(range(self._next_id, next_id), batch.messages, strict=True)
-                connection.execute(
-                    sa.insert(DOWNLINK_OUTBOX),
-                    [
-                        {"id": id_, "topic": topic, "payload": orjson.dumps(body), "qos": 1, "retain": False}
-                        for id_, (topic, body) in rows
-                    ],
-                )
+            outgoing = [
+                {"id": id_, "topic": topic, "payload": orjson.dumps(body), "qos": 1, "retain": False}
+                for id_, (topic, body) in enumerate(batch.messages, self._next_id)
+            ]
+            if outgoing:
+                connection.execute(sa.insert(DOWNLINK_OUTBOX), outgoing)
             save_offsets(connection, READER, RAW, after)
-        self._position, self._next_id, self._sent_id = after, next_id, 0
+        self._position, self._sent_id = after, 0
+        self._next_id += len(outgoing)
         self._have_committed()
         self.counters["accepted"] += batch.accepted
         self.counters["rejected"] += len(asked) - batch.accepted
@@ -230,9 +232,9 @@ class ShadowService:
             else:
                 future.set_result(answer)
         self._notify_position()
-        self._unsent = bool(batch.messages)
-        if self._unsent:
-            self._send()
+        if outgoing:
+            self._unsent = True
+            self._send(outgoing)
 
     def _apply(self, batch: _Batch, one: _Request) -> None:
         """One request upon the batch's documents. Whatever a device sends, it is answered."""
@@ -279,26 +281,24 @@ class ShadowService:
             batch.changed.add(one.key)
         return [(f"{one.topic}/accepted", answer)]
 
-    def _send(self) -> None:
-        """Appends the outbox to the downlink stream. Its rows are deleted with the next transaction."""
-        with self._database.read() as connection:
-            rows = connection.execute(
-                sa.select(DOWNLINK_OUTBOX)
-                .where(DOWNLINK_OUTBOX.c.id >= self._sent_id)
-                .order_by(DOWNLINK_OUTBOX.c.id)
-            ).all()
-        if rows:
-            now_us = self._clock()
+    def _send(self, outgoing: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Appends the outbox to the downlink stream. Its rows are deleted with the next transaction.
+
+        outgoing: what the outbox holds, where that is known; else it is read
+        """
+        if not outgoing:
+            unsent = sa.select(DOWNLINK_OUTBOX).where(DOWNLINK_OUTBOX.c.id >= self._sent_id)
+            with self._database.read() as connection:
+                found = connection.execute(unsent.order_by(DOWNLINK_OUTBOX.c.id)).mappings()
+                outgoing = [dict(row) for row in found]
+        if outgoing:
             columns = {
-                "ts": pa.array([now_us] * len(rows), pa.int64()).cast(pa.timestamp("us", tz="UTC")),
-                "topic": [row.topic for row in rows],
-                "payload": [row.payload for row in rows],
-                "qos": [row.qos for row in rows],
-                "retain": [row.retain for row in rows],
+                name: [row[name] for row in outgoing] for name in ("topic", "payload", "qos", "retain")
             }
-            batch = pa.RecordBatch.from_pydict(columns, schema=DOWNLINK_SCHEMA.arrow)
+            times = pa.array([self._clock()] * len(outgoing), pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+            batch = pa.RecordBatch.from_pydict(columns | {"ts": times}, schema=DOWNLINK_SCHEMA.arrow)
             self._log.append([(DOWNLINK_SCHEMA, batch)])
-            self._sent_id = rows[-1].id + 1
+            self._sent_id = outgoing[-1]["id"] + 1
         self._unsent = False
 
     def _delete_sent(self, connection: sa.Connection) -> None:
@@ -384,17 +384,18 @@ def _load(
 
 
 def _store(connection: sa.Connection, batch: _Batch) -> None:
-    if not batch.changed:
-        return
-    was = sa.and_(SHADOWS.c.thing == sa.bindparam("thing_"), SHADOWS.c.name == sa.bindparam("name_"))
-    connection.execute(
-        sa.delete(SHADOWS).where(was), [{"thing_": thing, "name_": name} for thing, name in batch.changed]
-    )
-    rows = []
+    new, known = [], []
     for thing, name in batch.changed:
         version, document = batch.shadows[thing, name]
         stored = None
         if document is not None:
             stored = orjson.dumps({"state": document.state, "metadata": document.metadata}).decode()
-        rows.append({"thing": thing, "name": name, "version": version, "document": stored})
-    connection.execute(sa.insert(SHADOWS), rows)
+        if (thing, name) in batch.stored:
+            known.append({"thing_": thing, "name_": name, "version": version, "document": stored})
+        else:
+            new.append({"thing": thing, "name": name, "version": version, "document": stored})
+    if new:
+        connection.execute(sa.insert(SHADOWS), new)
+    if known:
+        that = sa.and_(SHADOWS.c.thing == sa.bindparam("thing_"), SHADOWS.c.name == sa.bindparam("name_"))
+        connection.execute(sa.update(SHADOWS).where(that), known)

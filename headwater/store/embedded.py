@@ -343,12 +343,14 @@ def _by_hour(rows: pa.Table, now_us: int) -> Iterator[tuple[str, pa.Table]]:
     if "received_at" not in rows.column_names:
         yield _hour(now_us // _HOUR_US), rows
         return
-    arrived = pc.fill_null(rows["received_at"].cast(pa.int64()), now_us).to_numpy()
-    hours = arrived // _HOUR_US
-    if (distinct := np.unique(hours)).size == 1:
-        yield _hour(int(distinct[0])), rows
+    arrived = pc.fill_null(rows["received_at"].cast(pa.int64()), now_us)
+    ends = pc.min_max(arrived)
+    first, last = ends["min"].as_py() // _HOUR_US, ends["max"].as_py() // _HOUR_US
+    if first == last:
+        yield _hour(first), rows
         return
-    for hour in distinct:
+    hours = arrived.to_numpy() // _HOUR_US
+    for hour in np.unique(hours):
         yield _hour(int(hour)), rows.filter(pa.array(hours == hour))
 
 
@@ -383,24 +385,26 @@ def _create_view(query: Query, snapshot: _Snapshot, files: Sequence[DataFile]) -
     groups: dict[frozenset[str], list[Path]] = {}
     for file in files:
         groups.setdefault(file.columns, []).append(file.path)
+    # The narrowest column first: DuckDB counts rows by reading the first one.
+    columns_first = sorted(entry.columns, key=lambda column: column.name != "ts")
     parts = [
-        f"SELECT {_select(entry.columns, columns)} FROM read_parquet([{_quoted(paths)}], hive_partitioning = false)"
+        f"SELECT {_select(columns_first, columns)} FROM read_parquet([{_quoted(paths)}], hive_partitioning = false)"
         for columns, paths in groups.items()
     ]
     tail = f"_tail_{name}"
-    parts.append(f'SELECT {_select(entry.columns, frozenset(snapshot.tail.column_names))} FROM "{tail}"')
+    parts.append(f'SELECT {_select(columns_first, frozenset(snapshot.tail.column_names))} FROM "{tail}"')
     union = " UNION ALL ".join(parts)
-    if entry.latest_by:
-        shown = ", ".join(f'"{column.name}"' for column in entry.shown)
-        # Most tables never see an amended window; then every row is the latest of its key.
-        newest = ""
-        if max([file.high_revision for file in files], default=0) or (
-            pc.max(snapshot.tail["revision"]).as_py() or 0
-        ):
-            keys = ", ".join(f'"{column}"' for column in entry.latest_by)
-            newest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY revision DESC) = 1"
-        union = f"SELECT {shown} FROM ({union}){newest}"
-    query.view(name, union, {tail: snapshot.tail})
+    shown = ", ".join(f'"{column.name}"' for column in entry.shown)
+    newest = ""
+    # Most tables never see an amended window; then every row is the latest of its key.
+    if entry.latest_by and _amended(snapshot.tail, files):
+        keys = ", ".join(f'"{column}"' for column in entry.latest_by)
+        newest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY revision DESC) = 1"
+    query.view(name, f"SELECT {shown} FROM ({union}){newest}", {tail: snapshot.tail})
+
+
+def _amended(tail: pa.Table, files: Sequence[DataFile]) -> bool:
+    return any(file.high_revision for file in files) or bool(pc.max(tail["revision"]).as_py())
 
 
 def _select(columns: Sequence[Column], held: frozenset[str]) -> str:

@@ -286,6 +286,26 @@ def test_a_full_log_keeps_the_outbox(site: Site) -> None:
         assert connection.execute(sa.select(DOWNLINK_OUTBOX)).all() == []
 
 
+def test_a_kill_before_the_outbox_was_sent(site: Site) -> None:
+    site.publish((topic("pump", "update"), {"state": {"desired": {"on": True}}}))
+    site.log.full = True
+    with pytest.raises(LogFullError):
+        site.service().step()  # committed, not sent, and killed
+    site.log.full = False
+    again = site.service()
+    drain(again)
+    assert [name.rpartition("/")[2] for name, _ in site.answers()] == ["accepted", "delta", "documents"]
+
+
+def test_a_kill_after_the_outbox_was_sent(site: Site) -> None:
+    first = site.service()
+    site.publish((topic("pump", "update"), {"state": {"reported": {"on": True}}}))
+    assert first.step()  # sent, and killed before the outbox was emptied
+    drain(site.service())
+    assert [name.rpartition("/")[2] for name, _ in site.answers()] == ["accepted", "documents"] * 2
+    assert {body["version"] for name, body in site.answers() if name.endswith("accepted")} == {1}
+
+
 def test_other_rows_move_the_offsets_once_a_second(site: Site) -> None:
     service = site.service()
     site.publish(("dt/a", b"x"), ("dt/b", b"y"))
