@@ -144,7 +144,7 @@ class Harness:
                 assert oracle.same(one, other), f"{key}: {results[key]} is not {values}"
         metrics = self.engine.metrics()[found.name]
         assert metrics["dropped"] == expected.dropped
-        assert metrics["watermark_us"] == expected.watermark
+        assert metrics["watermark_us"] == expected.watermark, f"{metrics} is not {expected}"
         assert metrics["windows_closed"] == len(results)
         return expected
 

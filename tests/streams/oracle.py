@@ -106,7 +106,8 @@ def aggregate(function: str, column: str | None, rows: Sequence[Mapping[str, Any
         return max(values)
     if isinstance(values[0], int):
         total = sum(values)
-        return total if function == "sum" else int(math.copysign(abs(total) // len(values), total))
+        cut = abs(total) // len(values)
+        return total if function == "sum" else cut if total >= 0 else -cut
     total = math.fsum(values)
     return total if function == "sum" else total / len(values)
 
