@@ -177,7 +177,7 @@ class Query:
             batch = self._reader.read(READ_ROWS)
             if batch is not None:
                 self._rows = windows.prepare(batch)
-                self._seen_us[np.unique(self._rows.partition)] = now
+                self._seen_us[np.flatnonzero(np.bincount(self._rows.partition))] = now
         busy = self._rows is not None or windows.closing
         left, marked = SLICE_ROWS, False
         try:

@@ -453,6 +453,8 @@ _ACTIONS = st.lists(
 )
 
 
+# A kill between opening a file and its `with` leaves the file to the collector, as the real one would to the kernel.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     actions=_ACTIONS,
