@@ -143,7 +143,7 @@ class Harness:
             for one, other in zip(results[key], values, strict=True):
                 assert oracle.same(one, other), f"{key}: {results[key]} is not {values}"
         metrics = self.engine.metrics()[found.name]
-        assert metrics["dropped"] == expected.dropped
+        assert (metrics["dropped"], metrics["late"]) == (expected.dropped, expected.late)
         assert metrics["watermark_us"] == expected.watermark, f"{metrics} is not {expected}"
         assert metrics["windows_closed"] == len(results)
         return expected
