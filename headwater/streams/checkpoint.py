@@ -91,13 +91,13 @@ def decode(content: bytes, path: Path) -> Checkpoint:
 
     if len(content) < _HEAD.size + _LENGTHS.size:
         raise wrong(f"{len(content)} bytes are too few for a checkpoint")
-    magic, version, _, crc = _HEAD.unpack_from(content)
+    magic, version, zero, crc = _HEAD.unpack_from(content)
     if magic != MAGIC:
         raise wrong(f"it begins with {magic!r}, not with {MAGIC!r}")
     if version != VERSION:
         raise wrong(f"version {version} is not {VERSION}; it was written by another version of Headwater")
     body = memoryview(content)[_HEAD.size :]
-    if zlib.crc32(body) != crc:
+    if zlib.crc32(body) != crc or zero != 0:
         raise wrong("its checksum does not match, the file is damaged")
     lengths = _LENGTHS.unpack_from(body)
     if _LENGTHS.size + sum(lengths) != len(body):

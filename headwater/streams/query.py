@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headwater.config import EngineSettings
-from headwater.errors import LogFullError, QueryLimitError
+from headwater.errors import LogError, LogFullError, QueryLimitError
 from headwater.log.embedded import EmbeddedLog, EmbeddedReader
 from headwater.records import STEPS, STEPS_SCHEMA, Offsets, Schema
 from headwater.streams import recovery
@@ -89,6 +89,7 @@ class Query:
         self._clock = clock
         self._signature = task.plan.signature(task.source)
         self._name = task.plan.name
+        self._number = 0
         self._recover()
 
     def step(self) -> bool:
@@ -176,7 +177,7 @@ class Query:
             batch = self._reader.read(READ_ROWS)
             if batch is not None:
                 self._rows = windows.prepare(batch)
-                self._seen_us[np.unique(self._rows.partition)] = now
+                self._seen_us[np.flatnonzero(np.bincount(self._rows.partition))] = now
         busy = self._rows is not None or windows.closing
         left, marked = SLICE_ROWS, False
         try:
@@ -272,6 +273,11 @@ class Query:
     def _recover(self) -> None:
         """Takes over stored state, or begins: the memory of before is gone."""
         found = recovery.recover(self._log, self._task, self._settings, self._path)
+        if found.number < self._number:
+            # With log.durability = "async" an append returns before its rows can be read.
+            raise LogError(
+                f"query {self._name}: step {self._number} is written but not readable yet; try again"
+            )
         now = self._clock()
         self._windows = found.windows
         self._number = found.number

@@ -83,8 +83,7 @@ class Watermarks:
         """Takes all rows, or those up to the one that raises the boundary: its index."""
         highest = self.highest.copy()
         np.maximum.at(highest, partition, ts)
-        seen = np.zeros(len(self.idle), dtype=np.bool_)
-        seen[partition] = True
+        seen = np.bincount(partition, minlength=len(self.idle)) > 0
         # Without a partition waking up the minimum only grows, so its last value tells whether it crosses.
         if not (self.idle & seen).any():
             watermark = max(self.watermark, self._lowest(highest, self.idle))

@@ -125,7 +125,7 @@ class Windows:
         self.counters["dropped"] += dropped
         self.amended = self.amended or late > 0
         partition, offset = rows.partition[start:end], rows.offset[start:end]
-        for index in np.unique(partition):
+        for index in np.flatnonzero(np.bincount(partition)):
             last = taken - 1 - int((partition[::-1] == index).argmax())
             self.offsets[index] = int(offset[last]) + 1
 

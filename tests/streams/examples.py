@@ -63,7 +63,7 @@ REFUSED = [
     ),
     (
         "window-kind",
-        "SELECT COUNT(*) AS n FROM TABLE(SESSION(TABLE telemetry PARTITION BY device, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) $G",
+        "SELECT COUNT(*) AS n FROM TABLE(SESSION(TABLE places PARTITION BY site, DESCRIPTOR(ts), INTERVAL '1' DAY)) $G",
     ),
     ("window-arguments", "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(telemetry, ts, INTERVAL '5' MINUTES)) $G"),
     (
@@ -96,7 +96,7 @@ REFUSED = [
     ),
     (
         "no-time",
-        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE places, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) GROUP BY window_start, window_end",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE places, DESCRIPTOR(ts), INTERVAL '5' MINUTES)) $G",
     ),
     ("column", "SELECT AVG(temprature) AS a FROM $W $G"),
     ("column", "SELECT COUNT(*) AS n FROM $W GROUP BY room, window_start, window_end"),

@@ -126,9 +126,12 @@ class Harness:
         where: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> oracle.Expected:
         """The result stream holds what the oracle expects of the log's rows and the recorded idle marks."""
+        steps = self.steps(found.name)
+        assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+        assert sum(step.rows for step in steps) == len(self.rows(found.name))
         expected = oracle.run(
             [(row["_partition"], row["_offset"], row) for row in self.rows(found.source)],
-            [(step.to, step.idle) for step in self.steps(found.name)],
+            [(step.to, step.idle) for step in steps],
             len(self.log.end(STEPS)),
             [group.column for group in found.groups],
             [(aggregate.function, aggregate.column) for aggregate in found.aggregates],
@@ -143,8 +146,8 @@ class Harness:
             for one, other in zip(results[key], values, strict=True):
                 assert oracle.same(one, other), f"{key}: {results[key]} is not {values}"
         metrics = self.engine.metrics()[found.name]
-        assert metrics["dropped"] == expected.dropped
-        assert metrics["watermark_us"] == expected.watermark
+        assert (metrics["dropped"], metrics["late"]) == (expected.dropped, expected.late)
+        assert metrics["watermark_us"] == expected.watermark, f"{metrics} is not {expected}"
         assert metrics["windows_closed"] == len(results)
         return expected
 

@@ -18,10 +18,14 @@ Key = tuple[Any, ...]
 
 @dataclass
 class Expected:
-    """windows: values of each aggregate by key, for windows that closed; dropped: rows too late for any window."""
+    """windows: values of each aggregate by key, for windows that closed.
+
+    dropped: rows too late for any window; late: rows for a window already closed that is held
+    """
 
     windows: dict[Key, list[Any]] = field(default_factory=dict)
     dropped: int = 0
+    late: int = 0
     watermark: int | None = None
 
 
@@ -76,6 +80,7 @@ def run(
         elif end <= closed_to - held * size_us:
             expected.dropped += 1
         else:
+            expected.late += end <= closed_to
             inside[(*(values[g] for g in groups), start)].append(values)
         before = highest[partition]
         highest[partition] = ts if before is None else max(before, ts)
@@ -106,7 +111,8 @@ def aggregate(function: str, column: str | None, rows: Sequence[Mapping[str, Any
         return max(values)
     if isinstance(values[0], int):
         total = sum(values)
-        return total if function == "sum" else int(math.copysign(abs(total) // len(values), total))
+        cut = abs(total) // len(values)
+        return total if function == "sum" else cut if total >= 0 else -cut
     total = math.fsum(values)
     return total if function == "sum" else total / len(values)
 
