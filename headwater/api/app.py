@@ -33,7 +33,11 @@ def create_app(parts: Parts) -> FastAPI:
             expected = f"Bearer {token.get_secret_value()}".encode()
             given = request.headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, expected):
-                return problems.problem(401, "unauthorized", "send the header Authorization: Bearer TOKEN")
+                return problems.problem(
+                    401,
+                    "unauthorized",
+                    "the administrator's token is missing or wrong; send the header Authorization: Bearer TOKEN",
+                )
         length = request.headers.get("content-length")
         if request.method in ("POST", "PUT", "PATCH"):
             if length is None or not length.isdecimal():

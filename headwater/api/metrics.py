@@ -17,7 +17,7 @@ GATEWAY_COUNTERS = {
     "acks": "PUBACK packets sent",
     "delivered": "Messages delivered to subscribers",
     "dropped_deliveries": "Messages not delivered because a subscriber was too slow",
-    "connections_total": "Connections accepted",
+    "connections_total": "Connections accepted since the start",
     "sessions_not_kept": "Clients that asked for a session to be kept, which is not offered yet",
     "bytes_in": "Bytes received",
     "bytes_out": "Bytes sent",
@@ -39,8 +39,8 @@ class Metrics:
     def _gateway(self) -> Iterator[Metric]:
         counters: dict[str, Any] = self._parts.gateway.counters()
         for name, text in GATEWAY_COUNTERS.items():
-            base = name.removesuffix("_total")
-            yield CounterMetricFamily(f"headwater_gateway_{base}", text, counters.get(name, 0))
+            base = "accepted" if name == "connections_total" else name
+            yield CounterMetricFamily(f"headwater_gateway_{base}", text, counters[name])
         yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
         for name, text in (
             ("refused", "CONNECT packets refused"),
