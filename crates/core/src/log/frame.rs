@@ -176,29 +176,21 @@ fn put_packed(out: &mut Vec<u8>, width: usize, values: impl ExactSizeIterator<It
 /// As integers over the least power of ten that gives back every value bit for bit (sensors send
 /// 21.53, which is 2153 / 100), else as they are.
 fn put_doubles(out: &mut Vec<u8>, values: &[f64], valid: &[bool], ints: &mut Vec<i64>) {
-    let mut decimals = 0;
     ints.clear();
-    let mut row = 0;
-    while row < values.len() && decimals <= MAX_DECIMALS {
-        if !valid.is_empty() && !valid[row] {
-            ints.push(0);
-            row += 1;
-            continue;
-        }
-        match scaled(values[row], decimals) {
-            Some(int) => {
-                ints.push(int);
-                row += 1;
-            }
-            // The first row mostly settles the number of places, so that little is done twice.
-            None => {
-                decimals += 1;
-                ints.clear();
-                row = 0;
-            }
+    ints.resize(values.len(), 0);
+    let (mut decimals, mut done) = (0, 0);
+    while done < values.len() && decimals <= MAX_DECIMALS {
+        // The first few rows settle the number of places mostly, so that little is done twice. What
+        // stands in for a NULL is tried too: it can cost space, never a value.
+        let to = values.len().min(done + if done == 0 { 4 } else { 64 });
+        if scale(&values[done..to], POWERS_OF_TEN[usize::from(decimals)], &mut ints[done..to]) {
+            done = to;
+        } else {
+            decimals += 1;
+            done = 0;
         }
     }
-    if row == values.len() {
+    if done == values.len() {
         put_tag(out, tag::DECIMALS, valid);
         let code = out.len();
         put_ints(out, ints, valid, 0, &INT_SCALES[..1]);
@@ -209,16 +201,20 @@ fn put_doubles(out: &mut Vec<u8>, values: &[f64], valid: &[bool], ints: &mut Vec
     }
 }
 
-/// `value * 10^decimals` if it is an integer that gives back the very bits; so never for NaN, -0.0 and
-/// infinities.
-#[inline]
-fn scaled(value: f64, decimals: u8) -> Option<i64> {
-    /// Adding and subtracting 1.5 * 2^52 rounds to an integer; right up to 2^51, and beyond that the
-    /// comparison below fails.
+/// Whether every `value * power` is an integer that gives back the very bits of the value; so never
+/// for NaN, -0.0 and infinities. Without branches and conversions, so that it runs in vectors.
+fn scale(values: &[f64], power: f64, ints: &mut [i64]) -> bool {
+    /// Adding 1.5 * 2^52 leaves the rounded integer in the low bits of a double, for less than 2^51.
     const ROUND: f64 = 6_755_399_441_055_744.0;
-    let power = POWERS_OF_TEN[usize::from(decimals)];
-    let int = ((value * power + ROUND) - ROUND) as i64;
-    ((int as f64 / power).to_bits() == value.to_bits()).then_some(int)
+    const MAX: f64 = (1_u64 << 51) as f64;
+    let mut all = true;
+    for (value, int) in values.iter().zip(ints) {
+        let shifted = value * power + ROUND;
+        let rounded = shifted - ROUND;
+        *int = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i64;
+        all &= (rounded / power).to_bits() == value.to_bits() && rounded.abs() < MAX;
+    }
+    all
 }
 
 fn put_booleans(out: &mut Vec<u8>, values: &[bool], valid: &[bool]) {

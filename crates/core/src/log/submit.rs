@@ -11,7 +11,7 @@ use super::frame::{Scratch, encode};
 use super::keys::MISSING;
 use super::shared::{Shared, Submission};
 use super::{Done, Log, Receipt};
-use crate::rows::{Rows, Values};
+use crate::rows::{ColumnRows, Rows, Values};
 use crate::schema::{ColumnType, Offset, Partition};
 
 /// Most parts of one submission.
@@ -143,8 +143,8 @@ impl Encoder {
         for (index, (partition, rows)) in parts.iter().enumerate().filter(|(_, (_, rows))| !rows.is_empty()) {
             check(shared, *partition, rows)?;
             self.key_ids.clear();
-            if rows.schema.key.is_some() {
-                self.find_keys(shared, *partition, rows, index, &mut refused);
+            if let Some(key) = rows.schema.key {
+                self.find_keys(shared, *partition, &rows.columns[key], rows.len(), index, &mut refused);
             }
             if !refused.rows.is_empty() {
                 continue;
@@ -183,18 +183,19 @@ impl Encoder {
         &mut self,
         shared: &Shared,
         partition: Partition,
-        rows: &Rows,
+        column: &ColumnRows,
+        rows: usize,
         part: usize,
         refused: &mut Refused,
     ) {
         let Some(keys) = shared.keys.get(usize::from(partition.0)) else { return };
         let ids = &mut self.key_ids;
-        if keys.read().resolve(rows.len(), |row| rows.key(row), ids) == 0 {
+        if keys.read().resolve(rows, |row| column.bytes(row), ids) == 0 {
             return;
         }
         let mut keys = keys.write();
         for (row, id) in ids.iter_mut().enumerate().filter(|(_, id)| **id == MISSING) {
-            match keys.insert(rows.key(row)) {
+            match keys.insert(column.bytes(row)) {
                 Ok(new) => *id = new,
                 Err(why) => {
                     refused.rows.push((part, row as u32));
