@@ -66,6 +66,15 @@ impl KeyFile {
         Ok(this)
     }
 
+    /// Only `confirmed` keys are known to be durable: the header of a segment says so. More can stand in
+    /// the system's cache alone, after a sync that failed; then the file is written anew.
+    pub fn trust_only(&mut self, confirmed: u32) {
+        if self.keys > confirmed {
+            self.keys = confirmed;
+            self.file = None;
+        }
+    }
+
     pub fn keys(&self) -> u32 {
         self.keys
     }

@@ -27,6 +27,10 @@ mod storage;
 mod submit;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_crash;
+#[cfg(test)]
+mod tests_frame;
 mod varint;
 mod window;
 

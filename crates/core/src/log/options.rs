@@ -61,7 +61,7 @@ impl Default for LogOptions {
 pub const MAX_PARTITIONS: u16 = 1024;
 /// Positions in a segment are u32 in the commit header.
 pub const MAX_SEGMENT_BYTES: u64 = 2 << 30;
-pub const MIN_SEGMENT_BYTES: u64 = 64 << 10;
+pub const MIN_SEGMENT_BYTES: u64 = 32 << 10;
 
 impl LogOptions {
     /// Errors name the setting, the value found and the range.

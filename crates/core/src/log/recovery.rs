@@ -78,6 +78,8 @@ pub struct Recovered {
 
 pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered, LogError> {
     let began = Instant::now();
+    // What a process before us renamed may be known to the system only.
+    storage.sync_directory().map_err(|error| LogError::io("sync the log's directory", &error))?;
     let names = storage.list().map_err(|error| LogError::io("list the log's files", &error))?;
     let numbers: Vec<u64> = names.iter().filter_map(|name| parse_name(name, "segment-")).collect();
     let meta = match Meta::load(storage)? {
@@ -125,6 +127,9 @@ pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered,
         this.read_tail(&tail, &tail_header)?;
     }
     this.logged_keys = this.keys.iter().map(Keys::len).collect();
+    if this.segments.is_empty() && this.previous == (0, 0) {
+        this.key_files.iter_mut().for_each(|file| file.trust_only(0));
+    }
     // Key 0 of partition 0 is the empty key, that of streams without one.
     if this.keys[0].is_empty() {
         this.keys[0].insert(b"").map_err(|error| LogError::Invalid(error.to_string()))?;
@@ -148,8 +153,8 @@ fn is_unused_spare(name: &str, spares: &[(String, u64)]) -> bool {
 
 type Loaded = (SegmentHeader, u64, Arc<dyn super::storage::StorageFile>);
 
-/// Walks from the newest segment to its predecessor and so on. Segments between two neighbours of
-/// this chain are void: they failed while being begun, or never got a commit.
+/// Walks from the newest segment to its predecessor and so on. Segments that are not in this chain are
+/// void: they failed while being begun, or never got a commit.
 fn load_chain(
     storage: &dyn Storage,
     numbers: &[u64],
@@ -185,14 +190,7 @@ fn load_chain(
         wanted = (header.previous != 0).then_some(header.previous);
         chain.push((header, length, file));
     }
-    let oldest = chain.last().map_or(0, |(header, ..)| header.number);
-    for (number, name) in unseen {
-        if number < oldest {
-            let what = format!("{name} is older than the first segment of the log; remove it");
-            return Err(LogError::corrupt(name, 0, what));
-        }
-        obsolete.push(name);
-    }
+    obsolete.extend(unseen.into_values());
     chain.reverse();
     Ok(chain)
 }
@@ -223,6 +221,9 @@ impl Recovered {
                 let what = format!("it holds {} valid keys of {expected}; restore it", keys.len());
                 return Err(LogError::corrupt(format!("keys-{partition:04}"), 0, what));
             }
+        }
+        for (file, confirmed) in self.key_files.iter_mut().zip(&header.keys) {
+            file.trust_only(*confirmed);
         }
         self.epoch = header.epoch.saturating_add(1);
         self.ends = header.ends.clone();

@@ -65,7 +65,7 @@ pub fn read_rows(reader: &mut Reader, max_rows: usize) -> Result<Vec<Row>, LogEr
     Ok(rows)
 }
 
-fn batch_rows(batch: &RecordBatch) -> Vec<Row> {
+pub fn batch_rows(batch: &RecordBatch) -> Vec<Row> {
     let column = |name: &str| batch.column_by_name(name).unwrap().clone();
     let (device, ts) = (column("device"), column("ts"));
     let (temperature, key) = (column("temperature"), column("_key"));
@@ -432,11 +432,11 @@ fn a_failed_sync_ends_the_segment_and_is_never_tried_again() {
         assert_eq!(receipt.commit, 2);
         log.append(&[&rows(&[("new", 4, 4.0)])]).unwrap();
         // What failed does not come back, although the system may still have it in its cache.
-        for storage in [storage.kill(), storage.cut(&mut rand_pcg::Pcg64::new(1, 1))] {
-            drop(storage);
+        let after_kill = storage.kill();
+        for storage in [after_kill.copy(), after_kill.cut(&mut rand_pcg::Pcg64::new(1, 1))] {
+            let log = open(&storage, options()).unwrap();
+            assert_eq!(all_rows(&log).unwrap().iter().map(|row| row.4).collect::<Vec<_>>(), [1, 3, 4]);
         }
-        let log = open(&storage.kill(), options()).unwrap();
-        assert_eq!(all_rows(&log).unwrap().iter().map(|row| row.4).collect::<Vec<_>>(), [1, 3, 4]);
     }
 }
 
