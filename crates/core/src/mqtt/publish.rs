@@ -3,9 +3,9 @@
 use super::connect::read_properties;
 use super::header::PacketType;
 use super::properties::{Place, Properties, PropertyId};
-use super::reason::{PacketError, ReasonCode};
+use super::reason::PacketError;
 use super::wire::{self, Reader, put_binary};
-use super::{QoS, Version, topic};
+use super::{QoS, Version};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {
@@ -26,10 +26,7 @@ impl<'a> Publish<'a> {
     pub fn parse(flags: u8, body: &'a [u8], version: Version) -> Result<Publish<'a>, PacketError> {
         let mut reader = Reader::new(body);
         let qos = QoS::from_bits(flags >> 1 & 3).ok_or(PacketError::malformed("PUBLISH with QoS 3"))?;
-        let topic = reader.string()?;
-        if topic::has_wildcard(topic) {
-            return Err(PacketError::new(ReasonCode::TopicNameInvalid, "a topic name contains a wildcard"));
-        }
+        let topic = reader.topic_name()?;
         let packet_id = if qos == QoS::AtMostOnce { 0 } else { reader.packet_id()? };
         let properties = read_properties(&mut reader, version, Place::In(PacketType::Publish))?;
         if topic.is_empty() && (version == Version::V311 || properties.get(PropertyId::TopicAlias).is_none())

@@ -49,6 +49,8 @@ struct Node<T> {
     multi: u32,
     /// Number of literal children.
     literals: u32,
+    /// The literal child, where it is the only one and known: compared without a hash.
+    only: u32,
     edge: Edge,
 }
 
@@ -88,6 +90,7 @@ impl<T: Ord> Trie<T> {
             plus: NONE,
             multi: NONE,
             literals: 0,
+            only: NONE,
             edge,
         };
         Trie {
@@ -207,12 +210,20 @@ impl<T: Ord> Trie<T> {
             filters += self.walk(here.plus, below, visit);
         }
         if here.literals > 0 {
-            let child = self.lookup(node, level);
+            let child = self.literal_below(node, here, level);
             if child != NONE {
                 filters += self.walk(child, below, visit);
             }
         }
         filters
+    }
+
+    #[inline]
+    fn literal_below(&self, parent: u32, node: &Node<T>, level: &[u8]) -> u32 {
+        if node.only == NONE {
+            return self.lookup(parent, level);
+        }
+        if *self.nodes[node.only as usize].level == *level { node.only } else { NONE }
     }
 
     fn visit(&self, node: u32, visit: &mut impl FnMut(&T)) -> usize {
@@ -261,7 +272,9 @@ impl<T: Ord> Trie<T> {
         }
         let hash = self.hash(parent, level);
         let node = self.add(parent, Edge::Literal, level, hash);
-        self.nodes[parent as usize].literals += 1;
+        let above = &mut self.nodes[parent as usize];
+        above.literals += 1;
+        above.only = if above.literals == 1 { node } else { NONE };
         self.edges += 1;
         place(&mut self.table, Slot { hash, node });
         node
@@ -285,7 +298,8 @@ impl<T: Ord> Trie<T> {
     fn add(&mut self, parent: u32, edge: Edge, level: &[u8], hash: u32) -> u32 {
         let values = Values::None;
         let level = level.into();
-        let node = Node { level, values, parent, hash, plus: NONE, multi: NONE, literals: 0, edge };
+        let node =
+            Node { level, values, parent, hash, plus: NONE, multi: NONE, literals: 0, only: NONE, edge };
         if let Some(id) = self.free.pop() {
             self.nodes[id as usize] = node;
             return id;
@@ -313,6 +327,7 @@ impl<T: Ord> Trie<T> {
                 Edge::Multi => above.multi = NONE,
                 Edge::Literal => {
                     above.literals -= 1;
+                    above.only = NONE;
                     self.edges -= 1;
                     displace(&mut self.table, hash, node);
                 }
@@ -330,8 +345,10 @@ impl<T: Ord> Trie<T> {
 }
 
 /// First level and what is below it.
+#[inline]
 fn split(topic: &[u8]) -> (&[u8], Option<&[u8]>) {
-    match memchr::memchr(b'/', topic) {
+    // Levels are short: a plain loop is through before a vectorised search has begun.
+    match topic.iter().position(|byte| *byte == b'/') {
         Some(at) => (&topic[..at], Some(&topic[at + 1..])),
         None => (topic, None),
     }

@@ -1,6 +1,6 @@
 //! The data types of section 1.5: integers, variable byte integer, UTF-8 string, binary data.
 
-use super::reason::PacketError;
+use super::reason::{PacketError, ReasonCode};
 
 /// The largest value of a variable byte integer (four bytes of seven bits).
 pub const VARIABLE_MAX: u32 = 268_435_455;
@@ -11,6 +11,7 @@ pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
+const NUL: PacketError = PacketError::malformed("a string contains the character U+0000");
 const CUT: PacketError = PacketError::malformed("a field reaches beyond the end of its packet");
 
 impl<'a> Reader<'a> {
@@ -86,13 +87,32 @@ impl<'a> Reader<'a> {
     /// UTF-8 without surrogates, overlong forms and U+0000 (section 1.5.4).
     #[inline]
     pub fn string(&mut self) -> Result<&'a str, PacketError> {
-        let bytes = self.binary()?;
-        let text =
-            std::str::from_utf8(bytes).map_err(|_| PacketError::malformed("a string is not valid UTF-8"))?;
-        if bytes.contains(&0) {
-            return Err(PacketError::malformed("a string contains the character U+0000"));
+        let text = self.text()?;
+        if text.as_bytes().contains(&0) {
+            return Err(NUL);
         }
         Ok(text)
+    }
+
+    /// A string that names a topic to publish to: no wildcards.
+    #[inline]
+    pub fn topic_name(&mut self) -> Result<&'a str, PacketError> {
+        let text = self.text()?;
+        // One pass without early exit for all three characters: topics are short.
+        let bad = text.bytes().fold(false, |bad, byte| bad | (byte == 0) | (byte == b'+') | (byte == b'#'));
+        if !bad {
+            Ok(text)
+        } else if text.as_bytes().contains(&0) {
+            Err(NUL)
+        } else {
+            Err(PacketError::new(ReasonCode::TopicNameInvalid, "a topic name contains a wildcard"))
+        }
+    }
+
+    #[inline]
+    fn text(&mut self) -> Result<&'a str, PacketError> {
+        let bytes = self.binary()?;
+        std::str::from_utf8(bytes).map_err(|_| PacketError::malformed("a string is not valid UTF-8"))
     }
 }
 

@@ -82,7 +82,7 @@ pub(super) fn capture<'a>(topic: &'a str, wanted: &[usize]) -> [&'a [u8]; MAX_CA
     let mut rest = topic.as_bytes();
     let mut next = 0;
     for level in 0.. {
-        let end = memchr::memchr(b'/', rest).unwrap_or(rest.len());
+        let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
         if wanted.get(next) == Some(&level) {
             captured[next] = &rest[..end];
             next += 1;

@@ -163,12 +163,13 @@ impl Connection {
         }
         out.bytes.clear();
         out.at = 0;
-        if out.inflight.is_empty() && out.queue.is_empty() {
-            if let Some(out) =
-                self.out.take().filter(|out| pool.len() < POOL && out.bytes.capacity() <= KEEP_BYTES)
-            {
-                pool.push(out);
-            }
+        if out.inflight.is_empty()
+            && out.queue.is_empty()
+            && let Some(out) = self.out.take()
+            && pool.len() < POOL
+            && out.bytes.capacity() <= KEEP_BYTES
+        {
+            pool.push(out);
         }
         Ok(true)
     }

@@ -222,10 +222,11 @@ impl Lane {
     /// Sends other threads what their connections get.
     pub fn dispatch(&mut self) {
         for (thread, deliveries) in self.fanout.deliveries.iter_mut().enumerate() {
-            if thread != usize::from(self.thread) && !deliveries.is_empty() {
-                if let Some(inbox) = self.shared.inboxes.get(thread) {
-                    inbox.post(Mail::Deliver(Box::new(std::mem::take(deliveries))));
-                }
+            if thread != usize::from(self.thread)
+                && !deliveries.is_empty()
+                && let Some(inbox) = self.shared.inboxes.get(thread)
+            {
+                inbox.post(Mail::Deliver(Box::new(std::mem::take(deliveries))));
             }
         }
     }

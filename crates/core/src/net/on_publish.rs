@@ -144,7 +144,10 @@ fn refusal(shared: &Shared, publish: &Publish<'_>) -> Option<(ReasonCode, &'stat
     if publish.payload.len() > options.max_payload_bytes {
         return Some((ReasonCode::QuotaExceeded, "the payload is larger than max_payload_bytes"));
     }
-    if topic::levels(publish.topic) > options.max_topic_levels {
+    // A topic has no more levels than bytes and one.
+    if publish.topic.len() >= options.max_topic_levels
+        && topic::levels(publish.topic) > options.max_topic_levels
+    {
         return Some((ReasonCode::TopicNameInvalid, "the topic has more than max_topic_levels levels"));
     }
     if publish.topic.starts_with("$SYS") && matches!(publish.topic.as_bytes().get(4), None | Some(b'/')) {

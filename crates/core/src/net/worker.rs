@@ -109,6 +109,8 @@ impl Worker {
             self.turn();
             self.deliver_own();
             self.lane.dispatch();
+            // Shown before it is written: who has an acknowledgement finds its message in the books.
+            self.lane.show();
             self.flush_dirty();
             self.expire();
             self.lane.show();

@@ -118,7 +118,8 @@ impl Fixture {
 
     /// Durable rows of a stream.
     fn rows(&self, stream: StreamId) -> Vec<RecordBatch> {
-        let mut reader = self.log.reader(stream, &[Offset(0); 4]).unwrap();
+        let offsets = vec![Offset(0); usize::from(self.log.partitions())];
+        let mut reader = self.log.reader(stream, &offsets).unwrap();
         std::iter::from_fn(|| reader.read(100_000).unwrap()).collect()
     }
 
