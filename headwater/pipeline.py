@@ -69,10 +69,12 @@ class Pipeline:
                 store.create(self.schemas[name])
             engine = EmbeddedEngine(self.log, self.directory, settings.engine, clock)
             for name, query in plans.items():
-                source = settings.streams[query.source]
                 store.create(self.schemas[name], latest_by=query.latest_by)
-                late = settings.queries[name].late or source.late
-                engine.add(query, self.schemas[query.source], self.schemas[name], source.lateness, late)
+                # A result comes out in the order of its windows, so a query over a query waits for nobody.
+                source = settings.streams.get(query.source)
+                late = settings.queries[name].late or (source.late if source else "amend")
+                lateness = source.lateness if source else 0
+                engine.add(query, self.schemas[query.source], self.schemas[name], lateness, late)
             alarms = AlarmService(self.log, self.database, settings.alarms, self.schemas, clock)
             notifier = Notifier(self.database, self.log, settings.notify, clock)
             shadows = ShadowService(self.log, self.database, settings.shadow, clock)
@@ -80,6 +82,8 @@ class Pipeline:
             # Nothing reads, so nothing may be trimmed: a later start with the pipeline finds every row.
             for schema in [*OWN_SCHEMAS, *self.schemas.values()]:
                 self.log.hold("pipeline disabled", schema.stream, self.log.start(schema.stream))
+        for message in store.messages() if store is not None else ():
+            logger.warning("store repaired", detail=message)
         streams = {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()}
         self.gateway = Gateway(self.log, settings.mqtt, streams)
         self.parts = Parts(
@@ -169,18 +173,27 @@ def stream_columns(stream: StreamSettings) -> tuple[Column, ...]:
 
 
 def _plan_queries(settings: Settings) -> dict[str, Plan]:
-    """Plans of all queries. A query reads a stream; raises ConfigError naming the query and the position."""
+    """Plans of all queries, each after the queries it reads. raises: ConfigError naming the query and the position"""
     tables = {
         name: Schema(0, 0, name, stream_columns(stream), stream.key_column)
         for name, stream in settings.streams.items()
     }
-    plans = {}
-    for name, query in settings.queries.items():
-        try:
-            plans[name] = plan(query.sql, name, tables)
-        except SqlError as error:
+    plans: dict[str, Plan] = {}
+    waiting = dict(settings.queries)
+    while waiting:
+        refusals: dict[str, SqlError] = {}
+        for name, query in waiting.items():
+            try:
+                plans[name] = plan(query.sql, name, tables)
+                tables[name] = Schema(0, 0, name, plans[name].columns, plans[name].key)
+            except SqlError as error:
+                refusals[name] = error
+        if len(refusals) == len(waiting):
+            # No order of the queries helps: the first one is wrong, or reads one that is, or they read each other.
+            name, error = next(iter(refusals.items()))
             where = "" if error.position is None else f" at character {error.position}"
             raise ConfigError(f"queries.{name}.sql{where}: {error}") from error
+        waiting = {name: waiting[name] for name in refusals}
     return plans
 
 

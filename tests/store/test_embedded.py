@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater.config import QuerySettings
-from headwater.errors import LogCorruptError, QueryLimitError, SqlError, StoreError
+from headwater.errors import QueryLimitError, SqlError, StoreError
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import DEAD_LETTERS_SCHEMA, Column, ColumnType, Schema
 from headwater.store.embedded import EmbeddedStore
@@ -173,9 +173,6 @@ def test_the_table_is_open(store: EmbeddedStore, log: EmbeddedLog) -> None:
     assert table.metadata().partition_columns == ["hour"]
 
 
-@pytest.mark.xfail(
-    raises=LogCorruptError, strict=True, reason="the log cannot read back a block in which every key is NULL"
-)
 def test_rows_without_a_key(store: EmbeddedStore, log: EmbeddedLog) -> None:
     append(log, reading(None, 1, 1.0))
     append(log, reading(None, 2, 2.0))

@@ -58,7 +58,8 @@ pub fn encode(rows: &Rows, key_ids: &[u32], ts_min: i64, out: &mut Vec<u8>, scra
     for (at, column) in rows.columns.iter().enumerate() {
         let ty = rows.schema.columns[at].ty;
         let nulls = column.valid.iter().filter(|valid| !**valid).count();
-        if nulls == rows.len() {
+        // A key column keeps its ids where every value is NULL: readers number rows by them.
+        if nulls == rows.len() && rows.schema.key != Some(at) {
             out.push(tag::NULLS);
             continue;
         }

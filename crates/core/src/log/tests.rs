@@ -477,6 +477,23 @@ fn a_second_process_is_kept_out() {
 }
 
 #[test]
+fn a_block_whose_keys_are_all_null_reads_back() {
+    let log = open(&Forgetful::default(), options()).unwrap();
+    let mut nulls = Rows::new(Arc::new(schema()));
+    nulls.push([Cell::Null, Cell::Timestamp(1), Cell::Double(1.0)]).unwrap();
+    nulls.push([Cell::Null, Cell::Timestamp(2), Cell::Double(2.0)]).unwrap();
+    log.append(&[&nulls]).unwrap();
+    log.append(&[&rows(&[("a", 3, 3.0)])]).unwrap();
+    let mut reader = log.reader(STREAM, &[Offset(0); 4]).unwrap();
+    let mut seen = Vec::new();
+    while let Some(batch) = reader.read(100).unwrap() {
+        let device = batch.column_by_name("device").unwrap().clone();
+        seen.extend(device.as_string::<i32>().iter().map(|key| key.map(str::to_owned)));
+    }
+    assert_eq!(seen, [None, None, Some("a".to_owned())]);
+}
+
+#[test]
 fn a_stream_without_a_key_lies_in_partition_zero_under_key_zero() {
     let columns = vec![Column { name: "topic".into(), ty: ColumnType::String }];
     let plain = Schema::new(SchemaId(1), StreamId(1), "_raw", columns, None).unwrap();
