@@ -190,9 +190,9 @@ def _plan_queries(settings: Settings) -> dict[str, Plan]:
                 refusals[name] = error
         if len(refusals) == len(waiting):
             # No order of the queries helps: the first one is wrong, or reads one that is, or they read each other.
-            name, error = next(iter(refusals.items()))
-            where = "" if error.position is None else f" at character {error.position}"
-            raise ConfigError(f"queries.{name}.sql{where}: {error}") from error
+            name, refusal = next(iter(refusals.items()))
+            where = "" if refusal.position is None else f" at character {refusal.position}"
+            raise ConfigError(f"queries.{name}.sql{where}: {refusal}") from refusal
         waiting = {name: waiting[name] for name in refusals}
     return plans
 

@@ -478,7 +478,7 @@ fn a_second_process_is_kept_out() {
 
 #[test]
 fn a_block_whose_keys_are_all_null_reads_back() {
-    let log = open(&Forgetful::default(), options()).unwrap();
+    let log = open(&Forgetful::new(), options()).unwrap();
     let mut nulls = Rows::new(Arc::new(schema()));
     nulls.push([Cell::Null, Cell::Timestamp(1), Cell::Double(1.0)]).unwrap();
     nulls.push([Cell::Null, Cell::Timestamp(2), Cell::Double(2.0)]).unwrap();
