@@ -26,7 +26,8 @@ class Hook:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                hook.posts.append((self.path, dict(self.headers.items()), json.loads(body)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                hook.posts.append((self.path, headers, json.loads(body)))
                 self.send_response(hook.status)
                 self.end_headers()
 
@@ -130,7 +131,7 @@ def test_a_refused_notification_is_sent_again_over_a_kill_with_the_same_key(
     await_that("so does Apprise", lambda: hook.to("/apprise"))
     [alarm] = up.get("/api/v1/alarms")
     assert {each["id"] for each in hook.to("/web")} == {alarm["id"]}
-    keys = {headers.get("Idempotency-Key") for at, headers, _ in hook.posts if at == "/web"}
+    keys = {headers.get("idempotency-key") for at, headers, _ in hook.posts if at == "/web"}
     assert len(keys) == 1
     assert keys != {None}, "a notification carries no key by which its repetition is known"
     up.stop()
