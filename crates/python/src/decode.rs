@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use headwater_core::decode::{Decoded, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit, topic_captures};
+use headwater_core::decode::{
+    Decoded, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit, topic_captures,
+};
 use headwater_core::rows::Rows;
 use headwater_core::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
 use pyo3::exceptions::PyValueError;
@@ -84,6 +86,8 @@ fn decode<'py>(
     }
     match py.detach(|| decode_batch(&spec, payload, received_at_us)) {
         Ok(batch) => batch_to_python(py, batch),
-        Err(problem) => Err(errors::raise(py, "RecordError", format!("decoding for stream {:?}: {problem}", spec.name))),
+        Err(problem) => {
+            Err(errors::raise(py, "RecordError", format!("decoding for stream {:?}: {problem}", spec.name)))
+        }
     }
 }

@@ -94,12 +94,16 @@ impl PyGateway {
         streams: Vec<Declaration>,
     ) -> PyResult<PyGateway> {
         let (host, port) = (options.host.as_str(), options.port);
-        let unknown = |why: String| errors::raise(py, "ListenError", format!("opening the MQTT listener on {host}:{port}: {why}"));
+        let unknown = |why: String| {
+            errors::raise(py, "ListenError", format!("opening the MQTT listener on {host}:{port}: {why}"))
+        };
         let address = (host, port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?.next();
         let address = address.ok_or_else(|| unknown("the name has no address".to_owned()))?;
         let log = log.get();
         let streams = streams.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
-        let start = || Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone());
+        let start = || {
+            Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone())
+        };
         let gateway = py.detach(start).map_err(|error| match error {
             GatewayError::Listen { .. } => errors::raise(py, "ListenError", error),
             GatewayError::Downlink(error) => errors::of_log(py, error),
@@ -118,9 +122,10 @@ impl PyGateway {
         for (name, value) in found.each() {
             counters.set_item(name, value)?;
         }
-        for (name, by_reason) in
-            [("refused_connections", &found.refused_connections), ("ended_connections", &found.ended_connections)]
-        {
+        for (name, by_reason) in [
+            ("refused_connections", &found.refused_connections),
+            ("ended_connections", &found.ended_connections),
+        ] {
             let reasons = PyDict::new(py);
             for (reason, count) in by_reason.iter() {
                 reasons.set_item(format!("{reason:?}"), count)?;
@@ -149,7 +154,8 @@ impl PyGateway {
             topic.set_item("count", each.count)?;
             topic.set_item("payload", PyBytes::new(py, &each.example))?;
             topic.set_item("last_seen_us", each.last_seen_us)?;
-            topic.set_item("suggestion", suggest(&each.topic, &each.example).ok().map(|found| toml(&found)))?;
+            topic
+                .set_item("suggestion", suggest(&each.topic, &each.example).ok().map(|found| toml(&found)))?;
             topics.push(topic);
         }
         Ok(topics)

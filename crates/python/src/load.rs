@@ -80,8 +80,9 @@ fn kind(name: &str) -> PyResult<FaultKind> {
     FaultKind::from_name(name).ok_or_else(|| invalid(format!("fault kind {name:?} is unknown")))
 }
 
-fn seconds(value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|error| invalid(format!("{value} s: {error}")))
+fn seconds(option: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| invalid(format!("{option} is {value}: give a number of seconds from 0")))
 }
 
 impl Options {
@@ -117,14 +118,14 @@ impl Options {
             fault_kinds: self.fault_kinds.iter().map(|name| kind(name)).collect::<PyResult<_>>()?,
             drift_sigma_per_h: self.drift_sigma_per_h,
             clock_skew_s: self.clock_skew_s,
-            duration: self.duration_s.map(seconds).transpose()?,
+            duration: self.duration_s.map(|value| seconds("duration_s", value)).transpose()?,
             messages: self.messages,
             start_time_us: self.start_time_us,
             time_scale: self.time_scale,
             keep_alive_s: self.keep_alive_s,
             user_name: self.user_name,
             password: self.password,
-            drain: seconds(self.drain_s)?,
+            drain: seconds("drain_s", self.drain_s)?,
         })
     }
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow_array::builder::StringBuilder;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt32Type;
-use arrow_array::builder::StringBuilder;
 use headwater_core::log::{Durability, Log, LogOptions, Reader};
 use headwater_core::rows::Rows;
 use headwater_core::schema::{Column, ColumnType, Offset, Partition, Schema, SchemaId, SchemaRef, StreamId};
@@ -82,7 +82,9 @@ impl PyLog {
         let durability = match durability {
             "sync" => Durability::Sync,
             "async" => Durability::Async,
-            other => return Err(PyValueError::new_err(format!("durability {other:?} is neither sync nor async"))),
+            other => {
+                return Err(PyValueError::new_err(format!("durability {other:?} is neither sync nor async")));
+            }
         };
         let options = LogOptions {
             partitions,
@@ -134,7 +136,11 @@ impl PyLog {
         self.log.partitions()
     }
 
-    fn append(&self, py: Python<'_>, parts: Vec<(u32, Bound<'_, PyAny>)>) -> PyResult<Vec<(u16, u16, u64, u32)>> {
+    fn append(
+        &self,
+        py: Python<'_>,
+        parts: Vec<(u32, Bound<'_, PyAny>)>,
+    ) -> PyResult<Vec<(u16, u16, u64, u32)>> {
         let mut staged: Vec<Rows> = Vec::with_capacity(parts.len());
         for (id, batch) in parts {
             let batch = batch_from_python(&batch)?;

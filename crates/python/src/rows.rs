@@ -95,7 +95,8 @@ pub fn to_batch(rows: &Rows) -> Result<RecordBatch, String> {
         fields.push(Field::new(&declared.name, array.data_type().clone(), true));
         arrays.push(array);
     }
-    RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(fields)), arrays).map_err(|error| error.to_string())
+    RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(fields)), arrays)
+        .map_err(|error| error.to_string())
 }
 
 fn nullable<'a, T: Copy>(values: &'a [T], column: &'a ColumnRows) -> impl Iterator<Item = Option<T>> + 'a {

@@ -4,7 +4,8 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int64Type, TimestampMicrosecondType, UInt32Type};
 use arrow_array::{Array, ArrayRef, UInt32Array};
 use headwater_core::window::{
-    AddError, Aggregate, Function, GroupType, Input, InputType, InternError, KeyInterner, Tumble, TumbleOptions, Values,
+    AddError, Aggregate, Function, GroupType, Input, InputType, InternError, KeyInterner, Tumble,
+    TumbleOptions, Values,
 };
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
