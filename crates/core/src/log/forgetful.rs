@@ -274,7 +274,7 @@ impl Storage for Forgetful {
 }
 
 impl StorageFile for Handle {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         let disk = self.disk.lock();
         disk.check(self.life)?;
         Ok(disk.files[self.file].cached.len() as u64)

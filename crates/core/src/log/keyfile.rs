@@ -40,7 +40,7 @@ impl KeyFile {
         };
         let name = this.name.clone();
         let failed = |error: std::io::Error| LogError::io(format!("read {name}"), &error);
-        let mut bytes = vec![0; file.len().map_err(failed)? as usize];
+        let mut bytes = vec![0; file.size().map_err(failed)? as usize];
         let count = file.read_at(0, &mut bytes).map_err(failed)?;
         bytes.truncate(count);
         let mut cursor = Cursor::new(&bytes);
@@ -94,7 +94,7 @@ impl KeyFile {
 
     fn append(&mut self, file: Arc<dyn StorageFile>, keys: &Keys, upto: u32) -> std::io::Result<()> {
         let batch = batch(keys, self.keys, upto);
-        if file.len()? > self.end {
+        if file.size()? > self.end {
             file.set_len(self.end)?;
         }
         file.write_at(self.end, &batch)?;

@@ -297,16 +297,22 @@ impl Batch {
                 None => to.append_nulls(rows.len()),
             }
         }
-        drop(dictionary);
         let partition = u32::from(block.partition.0);
         match written.key {
             // The empty key is id 0 of partition 0, where streams without a key lie.
             None => self.keys.resize(self.keys.len() + rows.len(), 0),
             Some(key) => {
-                let to = &mut self.keys;
-                views[key].each_key_id(rows.clone(), |id| to.push(id as u32 * partitions + partition))?;
+                let (to, mut known) = (&mut self.keys, true);
+                views[key].each_key_id(rows.clone(), |id| {
+                    known &= (0..i64::from(dictionary.len())).contains(&id);
+                    to.push((id as u32).wrapping_mul(partitions).wrapping_add(partition));
+                })?;
+                if !known {
+                    return Err(Malformed("a key id is not in the partition's dictionary"));
+                }
             }
         }
+        drop(dictionary);
         self.partitions.resize(self.partitions.len() + rows.len(), block.partition.0);
         self.offsets.extend(block.base.0 + rows.start as u64..block.base.0 + rows.end as u64);
         self.is_sound = true;

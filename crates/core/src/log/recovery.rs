@@ -143,7 +143,7 @@ pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered,
 
 fn spares(storage: &dyn Storage, names: &[String], segment_bytes: u64) -> Vec<(String, u64)> {
     let spares = names.iter().filter(|name| parse_name(name, "spare-").is_some());
-    let sized = spares.filter_map(|name| Some((name.clone(), storage.open(name).ok()?.len().ok()?)));
+    let sized = spares.filter_map(|name| Some((name.clone(), storage.open(name).ok()?.size().ok()?)));
     sized.filter(|(_, size)| *size == segment_bytes).take(MAX_SPARES).collect()
 }
 
@@ -186,7 +186,7 @@ fn load_chain(
                 format!("its header says it is segment {}", header.number),
             ));
         }
-        let length = file.len().map_err(|error| LogError::io(format!("measure {name}"), &error))?;
+        let length = file.size().map_err(|error| LogError::io(format!("measure {name}"), &error))?;
         wanted = (header.previous != 0).then_some(header.previous);
         chain.push((header, length, file));
     }

@@ -272,7 +272,7 @@ pub fn create_segment(
     };
     let encoded = header.encode();
     let made = (|| {
-        if file.len()? > bytes {
+        if file.size()? > bytes {
             file.set_len(bytes)?;
         }
         file.allocate(bytes)?;

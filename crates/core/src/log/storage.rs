@@ -30,7 +30,8 @@ pub trait Storage: Send + Sync {
 }
 
 pub trait StorageFile: Send + Sync {
-    fn len(&self) -> io::Result<u64>;
+    /// Length in bytes.
+    fn size(&self) -> io::Result<u64>;
     /// Bytes read; fewer than asked for only at the file's end.
     fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<usize>;
     fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
@@ -108,7 +109,7 @@ impl Storage for Disk {
 }
 
 impl StorageFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 
@@ -141,7 +142,7 @@ impl StorageFile for File {
                 Some(libc::EINTR) => {}
                 // File systems without it (NFS, some FUSE): the length alone; space is then taken by the
                 // writes, and a full disk shows there.
-                Some(libc::EOPNOTSUPP) if StorageFile::len(self)? < bytes => {
+                Some(libc::EOPNOTSUPP) if self.size()? < bytes => {
                     return File::set_len(self, bytes);
                 }
                 Some(libc::EOPNOTSUPP) => return Ok(()),

@@ -65,20 +65,12 @@ fn readable_rows(log: &Log) -> Vec<Row> {
     let mut reader = log.reader(STREAM, &log.start(STREAM)).unwrap();
     let mut rows = Vec::new();
     loop {
-        match read_rows(&mut reader, 1) {
-            Ok(more) => {
-                rows.extend(more);
-                return rows;
-            }
+        match reader.read(1) {
+            Ok(Some(batch)) => rows.extend(tests::batch_rows(&batch)),
+            Ok(None) => return rows,
             Err(error) => {
                 assert!(matches!(error, LogError::Corrupt { .. }), "{error}");
                 assert_eq!(reader.read(1), Err(error));
-                // `read_rows` has dropped what came before: read that again, one by one.
-                let mut reader = log.reader(STREAM, &log.start(STREAM)).unwrap();
-                let mut rows = Vec::new();
-                while let Ok(Some(batch)) = reader.read(1) {
-                    rows.extend(tests::batch_rows(&batch));
-                }
                 return rows;
             }
         }
@@ -264,9 +256,10 @@ impl Model {
     }
 }
 
-type Answers = mpsc::Receiver<(Vec<(u16, i64)>, Result<Receipt, LogError>)>;
+/// Partition and time of each row of a submission, and what became of it.
+type Answer = (Vec<(u16, i64)>, Result<Receipt, LogError>);
 
-fn collect(model: &mut Model, answers: &Answers) {
+fn collect(model: &mut Model, answers: &mpsc::Receiver<Answer>) {
     for (rows, result) in answers.try_iter() {
         let Ok(receipt) = result else { continue };
         let mut places = BTreeMap::new();
@@ -284,7 +277,7 @@ fn collect(model: &mut Model, answers: &Answers) {
 fn random_schedule(seed: u64, durability: Durability) {
     let random = &mut Pcg64::seed_from_u64(seed);
     // Every other run is long enough to fill segments and to trim them.
-    let most_rows = if seed % 2 == 0 { 8 } else { 300 };
+    let most_rows = if seed.is_multiple_of(2) { 8 } else { 300 };
     let options = LogOptions {
         durability,
         commit_bytes: 300,
@@ -346,7 +339,7 @@ fn submit_some(
     ts: &mut i64,
     model: &mut Model,
     most_rows: u32,
-    to: mpsc::Sender<(Vec<(u16, i64)>, Result<Receipt, LogError>)>,
+    to: mpsc::Sender<Answer>,
 ) {
     let mut parts: BTreeMap<Partition, Rows> = BTreeMap::new();
     let mut places = Vec::new();
