@@ -317,6 +317,12 @@ def test_numbers_equal_the_interpreter(sql: str, rows: list[dict[str, Any]]) -> 
             )
 
 
+def as_declared(node: exp.Expr, value: Any) -> Any:
+    """The value in the common type of the branches it was chosen from: a bigint beside a double is a double."""
+    double = isinstance(value, int) and compile_expression(node, COLUMNS).type is ColumnType.DOUBLE
+    return float(value) if double else value
+
+
 def sql_tree(sql: str) -> exp.Expr:
     return sqlglot.parse_one(sql)
 
@@ -351,12 +357,12 @@ def interpret(node: Any, row: dict[str, Any]) -> Any:
         return a is None if isinstance(node.expression, exp.Null) else a is bool(node.expression.this)
     if kind is exp.Coalesce:
         values = [go(part) for part in [node.this, *node.expressions]]
-        return next((a for a in values if a is not None), None)
+        return as_declared(node, next((a for a in values if a is not None), None))
     if kind is exp.Case:
         for branch in node.args["ifs"]:
             if go(branch.this) is True:
-                return go(branch.args["true"])
-        return go(node.args["default"])
+                return as_declared(node, go(branch.args["true"]))
+        return as_declared(node, go(node.args["default"]))
     if kind is exp.Between:
         low = compared(exp.GTE, go(node.this), go(node.args["low"]))
         high = compared(exp.LTE, go(node.this), go(node.args["high"]))

@@ -105,7 +105,14 @@ impl PyGateway {
             Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone())
         };
         let gateway = py.detach(start).map_err(|error| match error {
-            GatewayError::Listen { .. } => errors::raise(py, "ListenError", error),
+            GatewayError::Listen { address, error } => errors::raise(
+                py,
+                "ListenError",
+                format!(
+                    "opening the MQTT listener on {address}: {error}; stop the program that uses the port, or \
+                     choose another with --set mqtt.port=0 (0 picks a free one)"
+                ),
+            ),
             GatewayError::Downlink(error) => errors::of_log(py, error),
             error => errors::raise(py, "ConfigError", error),
         })?;
