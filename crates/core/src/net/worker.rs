@@ -37,6 +37,10 @@ use crate::mqtt::{
 const READ_BYTES: usize = 128 << 10;
 /// Turns with the log at a time; more wait in staging and make bigger blocks.
 const MAX_FLIGHTS: usize = 2;
+/// Pass over fewer bytes than this while the log is busy, and the loop waits for the log before the next one.
+const SMALL_PASS_BYTES: u64 = 64 << 10;
+/// Longest such wait: about a commit.
+const NAP: Duration = Duration::from_millis(1);
 /// Deliveries waiting in another thread's inbox above which this one stops reading.
 const MAX_INBOX_BYTES: usize = 32 << 20;
 /// Token of the inbox's waker; connections have their slot.
@@ -52,6 +56,8 @@ pub(super) struct Worker {
     /// Connections that may have something to read.
     ready: Vec<u32>,
     buffer: Vec<u8>,
+    /// `bytes_in` when the last pass began.
+    bytes_in: u64,
     mail: Vec<Mail>,
     stop: Option<Instant>,
 }
@@ -80,6 +86,7 @@ impl Worker {
             lane,
             ready: Vec::new(),
             buffer: vec![0; READ_BYTES],
+            bytes_in: 0,
             mail: Vec::new(),
             stop: None,
         }
@@ -89,7 +96,14 @@ impl Worker {
     pub fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
-            match self.poll.poll(&mut events, Some(self.timeout())) {
+            let mut timeout = self.timeout();
+            if self.may_nap() {
+                if let Some(inbox) = self.inbox() {
+                    inbox.wait(NAP);
+                }
+                timeout = Duration::ZERO;
+            }
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     let detail = format!("cannot wait for sockets: {error}");
                     self.lane.shared.events.add(
@@ -133,6 +147,15 @@ impl Worker {
         } else {
             Duration::from_millis(TICK_MS)
         }
+    }
+
+    /// Devices that send one message at a time wake the loop for each of them. While a turn is with the log, nothing
+    /// read could be acknowledged sooner, so the loop lets messages gather until the log answers and takes
+    /// them in one pass. Under full load there is enough to do at once, and reading overlaps with the disk.
+    fn may_nap(&mut self) -> bool {
+        let passed = self.lane.counters.bytes_in - self.bytes_in;
+        self.bytes_in = self.lane.counters.bytes_in;
+        !self.lane.flights.is_empty() && self.ready.is_empty() && passed < SMALL_PASS_BYTES
     }
 
     /// Whether sockets stay unread because what was read is not through yet.
