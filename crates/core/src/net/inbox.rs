@@ -1,11 +1,11 @@
 //! How threads talk: each event loop has an inbox and is woken when something enters an empty one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Waker;
 use mio::net::TcpStream;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::fanout::Deliveries;
 use super::registry::ConnId;
@@ -38,7 +38,10 @@ pub(super) enum Mail {
 
 #[derive(Debug)]
 pub(super) struct Inbox {
-    mail: Mutex<Vec<Mail>>,
+    waiting: Mutex<Waiting>,
+    /// Wakes the loop while it waits for mail alone.
+    arrived: Condvar,
+    /// Wakes the loop while it waits for sockets and mail.
     waker: Waker,
     /// Sockets of this thread, for dealing new ones out.
     pub sockets: AtomicUsize,
@@ -46,10 +49,18 @@ pub(super) struct Inbox {
     pub delivery_bytes: AtomicUsize,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    mail: Vec<Mail>,
+    /// The loop is in `wait`.
+    mail_alone: bool,
+}
+
 impl Inbox {
     pub fn new(waker: Waker) -> Inbox {
         Inbox {
-            mail: Mutex::default(),
+            waiting: Mutex::default(),
+            arrived: Condvar::new(),
             waker,
             sockets: AtomicUsize::new(0),
             delivery_bytes: AtomicUsize::new(0),
@@ -60,18 +71,29 @@ impl Inbox {
         if let Mail::Deliver(deliveries) = &mail {
             self.delivery_bytes.fetch_add(deliveries.len(), Ordering::Relaxed);
         }
-        let was_empty = {
-            let mut waiting = self.mail.lock();
-            waiting.push(mail);
-            waiting.len() == 1
-        };
-        // A full inbox has been announced and is taken as a whole. Waking fails only when the loop is gone.
-        if was_empty {
+        let mut waiting = self.waiting.lock();
+        waiting.mail.push(mail);
+        let (first, mail_alone) = (waiting.mail.len() == 1, waiting.mail_alone);
+        drop(waiting);
+        if mail_alone {
+            self.arrived.notify_one();
+        } else if first {
+            // An inbox with mail has been announced and is taken as a whole. Waking fails only when the loop is gone.
             let _ = self.waker.wake();
         }
     }
 
+    /// Waits for mail, not for sockets.
+    pub fn wait(&self, patience: Duration) {
+        let mut waiting = self.waiting.lock();
+        if waiting.mail.is_empty() {
+            waiting.mail_alone = true;
+            self.arrived.wait_for(&mut waiting, patience);
+            waiting.mail_alone = false;
+        }
+    }
+
     pub fn take(&self, into: &mut Vec<Mail>) {
-        std::mem::swap(&mut *self.mail.lock(), into);
+        std::mem::swap(&mut self.waiting.lock().mail, into);
     }
 }

@@ -8,11 +8,13 @@
 //! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound.
 
 mod acceptor;
+mod acknowledge;
 mod binding;
 mod clock;
 mod connection;
 mod counters;
 mod downlink;
+mod ending;
 mod events;
 mod fanout;
 mod gateway;
@@ -23,6 +25,7 @@ mod on_connect;
 mod on_publish;
 mod on_subscribe;
 mod options;
+mod packets;
 mod registry;
 mod retained;
 mod turn;

@@ -1,0 +1,122 @@
+//! A turn has come back from the log: PUBACKs in the order of the PUBLISH packets, and the books.
+
+use std::time::Instant;
+
+use super::connection::State;
+use super::ending::Ending;
+use super::events::EventKind;
+use super::lane::{End, Lane, reason_properties};
+use super::turn::{Acks, Fate};
+use super::worker::{MAX_FLIGHTS, Worker};
+use crate::log::LogError;
+use crate::mqtt::{Ack, PacketType, Properties, ReasonCode, Version, ack};
+
+impl Worker {
+    /// Acknowledges every turn that the log is through with, oldest first.
+    pub(super) fn settle(&mut self) {
+        while let Some((mut acks, result)) = self.lane.settled() {
+            self.acknowledge(&acks, &result);
+            acks.clear();
+            if self.lane.spare.len() < 2 * MAX_FLIGHTS {
+                self.lane.spare.push(acks);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, acks: &Acks, result: &Result<(), LogError>) {
+        let failure = result.as_ref().err().map(|error| {
+            self.lane.counters.log_failures += 1;
+            let code = code_of(error);
+            let detail = format!("{} messages are not stored: {error}", acks.messages.len());
+            self.lane.shared.events.add(EventKind::LogFailed, "", code, detail);
+            (code, error.to_string())
+        });
+        if failure.is_none() {
+            self.lane.counters.rows += acks.rows;
+        }
+        let now = Instant::now();
+        let mut begin = 0;
+        for run in &acks.runs {
+            let end = (run.end as usize).min(acks.messages.len());
+            let range = begin.min(end)..end;
+            begin = end;
+            let mut conn = self
+                .conns
+                .get_mut(run.slot as usize)
+                .filter(|conn| conn.generation == run.generation && conn.state == State::Up);
+            let mut acknowledged = 0u64;
+            let mut closing = None;
+            for at in range {
+                let message = acks.messages[at];
+                let stored = matches!(message.fate, Fate::Decoded | Fate::RawOnly | Fate::DeadLettered);
+                let failed = failure.as_ref().filter(|_| stored);
+                self.lane.count(message.fate, failed.is_some(), message.packet_id);
+                let Some(conn) = conn.as_mut().filter(|_| message.packet_id != 0 && closing.is_none()) else {
+                    continue;
+                };
+                let code = failed.map_or(message.code, |(code, _)| *code);
+                acknowledged += 1;
+                if code == ReasonCode::Success {
+                    conn.out(&mut self.lane.pool).bytes.extend_from_slice(&ack::puback(message.packet_id));
+                } else if conn.version == Version::V5 {
+                    let why = failed.map(|(_, why)| why.as_str()).or_else(|| acks.note(at)).unwrap_or("");
+                    let raw = reason_properties(conn, false, 6, why);
+                    let properties = Properties::from_checked(&raw);
+                    let (ty, packet_id, reason) = (PacketType::Puback, message.packet_id, code);
+                    let ack = Ack { ty, packet_id, reason, properties };
+                    ack.encode(Version::V5, &mut conn.out(&mut self.lane.pool).bytes);
+                } else if message.fate == Fate::DeadLettered && failed.is_none() {
+                    // MQTT 3.1.1 has no word for it, and the payload is safe as a dead letter.
+                    conn.out(&mut self.lane.pool).bytes.extend_from_slice(&ack::puback(message.packet_id));
+                } else {
+                    acknowledged -= 1;
+                    closing = Some(End::new(
+                        code,
+                        "a message could not be stored, and MQTT 3.1.1 can only be told by closing",
+                    ));
+                }
+            }
+            if acknowledged == 0 && closing.is_none() {
+                continue;
+            }
+            self.lane.counters.acks += acknowledged;
+            self.lane.counters.packets_out += acknowledged;
+            let latency_us = now.duration_since(run.read_at).as_micros() as u64;
+            self.lane.latencies.push((latency_us, acknowledged));
+            if let Some(conn) = conn {
+                conn.unacknowledged = conn.unacknowledged.saturating_sub(acknowledged as u32);
+                self.lane.touch(conn, run.slot);
+            }
+            if let Some(end) = closing {
+                self.end(run.slot, Ending::Ours(end));
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn count(&mut self, fate: Fate, failed: bool, packet_id: u16) {
+        let counters = &mut self.counters;
+        let counter = match fate {
+            // QoS 0 is best effort: nobody could be told.
+            _ if failed && packet_id == 0 => &mut counters.shed,
+            _ if failed => &mut counters.refused,
+            Fate::Decoded => &mut counters.decoded,
+            Fate::RawOnly => &mut counters.raw_only,
+            Fate::LiveOnly => &mut counters.live_only,
+            Fate::DeadLettered => &mut counters.dead_lettered,
+            Fate::Refused => &mut counters.refused,
+        };
+        *counter += 1;
+    }
+}
+
+/// What a client is told when the log did not take its message.
+fn code_of(error: &LogError) -> ReasonCode {
+    match error {
+        LogError::DiskFull { .. } | LogError::DiskBound { .. } | LogError::TooLarge { .. } => {
+            ReasonCode::QuotaExceeded
+        }
+        _ => ReasonCode::UnspecifiedError,
+    }
+}
