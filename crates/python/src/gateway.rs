@@ -40,6 +40,7 @@ struct Options {
     max_retained_bytes: usize,
     max_payload_bytes: usize,
     max_packet_bytes: usize,
+    max_queued_messages: usize,
     max_queued_bytes: usize,
     max_subscriptions: usize,
     max_topic_levels: usize,
@@ -63,6 +64,7 @@ impl Options {
             retained_max_messages: self.max_retained_messages,
             retained_max_bytes: self.max_retained_bytes,
             outbound_max_bytes: self.max_queued_bytes,
+            max_queued_messages: self.max_queued_messages,
             first_packet_timeout_s: self.first_packet_timeout_s,
             clock: Clock::Real,
             ..GatewayOptions::default()

@@ -199,7 +199,9 @@ impl Connection {
         } else if fits && out.queue.is_empty() && out.inflight.len() < window {
             let packet_id = out.next_id();
             outgoing.publish(qos, retain, packet_id).encode(version, &mut out.bytes);
-        } else if out.queued_bytes + outgoing.len() <= with.options.outbound_max_bytes {
+        } else if out.queue.len() < with.options.max_queued_messages
+            && out.queued_bytes + outgoing.len() <= with.options.outbound_max_bytes
+        {
             let message = Message::new(outgoing, qos, retain, with.tick);
             out.queued_bytes += message.len();
             out.queue.push_back(message);

@@ -35,6 +35,9 @@ pub struct GatewayOptions {
     /// What may wait for one slow reader, once as encoded packets and once as queued QoS 1 messages. Above
     /// it deliveries to that client are dropped and counted.
     pub outbound_max_bytes: usize,
+    /// QoS 1 messages that may wait for one subscriber's acknowledgements. Above it deliveries to it are dropped and
+    /// counted.
+    pub max_queued_messages: usize,
     /// A connection that has not sent its CONNECT by then is closed.
     pub first_packet_timeout_s: u16,
     /// A turn of staged rows of this size goes to the log before the pass over the sockets ends.
@@ -61,6 +64,7 @@ impl Default for GatewayOptions {
             retained_max_messages: 100_000,
             retained_max_bytes: 64 << 20,
             outbound_max_bytes: 1 << 20,
+            max_queued_messages: 10_000,
             first_packet_timeout_s: 10,
             turn_bytes: 1 << 20,
             inflight_bytes: 64 << 20,
@@ -87,6 +91,7 @@ impl GatewayOptions {
         range("max_subscriptions_per_client", self.max_subscriptions_per_client, 1, 1_000_000)?;
         range("max_topic_levels", self.max_topic_levels, 1, topic::MAX_LEVELS)?;
         range("outbound_max_bytes", self.outbound_max_bytes, 1024, 1 << 30)?;
+        range("max_queued_messages", self.max_queued_messages, 1, 1 << 24)?;
         range("first_packet_timeout_s", self.first_packet_timeout_s.into(), 1, u16::MAX.into())?;
         range("turn_bytes", self.turn_bytes, 1024, 1 << 30)?;
         range("inflight_bytes", self.inflight_bytes, self.turn_bytes, 1 << 40)
