@@ -52,6 +52,8 @@ class Pipeline:
         self.settings = settings
         self.directory = settings.data_dir
         self._lock = _lock(self.directory)
+        # Of a process that was killed: its addresses are nobody's now.
+        (self.directory / "run.json").unlink(missing_ok=True)
         self.database = db.Database.in_directory(self.directory, settings.database_url)
         plans = _plan_queries(settings)
         self.schemas = _register(self.database, settings, plans)
