@@ -94,7 +94,9 @@ class MqttSettings(ListenerSection):
     max_retained_messages: int = Field(1_000_000, gt=0, description="Retained messages kept; more get 0x97.")
     max_retained_bytes: int = Field(256 << 20, gt=0, description="Bytes of retained messages kept.")
     max_payload_bytes: int = Field(
-        128 << 10, gt=0, description="Largest payload; a larger one ends the connection."
+        128 << 10,
+        gt=0,
+        description="Largest payload; a larger one is refused (MQTT 5, QoS 1: PUBACK 0x97) or ends the connection.",
     )
     max_packet_bytes: int = Field(
         256 << 10, gt=0, description="Largest packet; a larger one ends the connection."
