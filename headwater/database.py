@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from headwater import durable
 from headwater.errors import DataDirectoryError
 from headwater.records import (
     FIRST_USER_STREAM,
@@ -168,7 +169,7 @@ class Database:
     @classmethod
     def in_directory(cls, directory: Path, url: str | None) -> Database:
         """The database at `url`, or the SQLite file of that data directory."""
-        directory.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(directory)
         return cls(url or f"sqlite:///{directory / 'headwater.db'}")
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import IO
 import structlog
 
 from headwater import database as db
+from headwater import durable
 from headwater.alerts.notify import Notifier
 from headwater.alerts.service import AlarmService
 from headwater.api.parts import Parts
@@ -149,7 +150,7 @@ class Pipeline:
 def _lock(directory: Path) -> IO[str]:
     """An exclusive lock that ends with the process, however it ends."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(directory)
         file = (directory / "lock").open("w", encoding="utf-8")
     except OSError as error:
         raise DataDirectoryError(f"opening the data directory {directory}: {error}") from error

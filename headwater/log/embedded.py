@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from headwater import _native
+from headwater import _native, durable
 from headwater.config import LogSettings
 from headwater.records import Offsets, Schema
 
@@ -33,7 +33,7 @@ class EmbeddedLog:
     """
 
     def __init__(self, directory: Path, settings: LogSettings, schemas: Sequence[Schema]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(directory)
         self.native = _native.Log(
             str(directory),
             partitions=settings.partitions,

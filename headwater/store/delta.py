@@ -24,9 +24,9 @@ from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
 from deltalake.transaction import AddAction
 
+from headwater import durable
 from headwater.errors import StoreError
 from headwater.records import Column, ColumnType, Offsets
-from headwater.store import durable
 from headwater.store.parquet import Written
 
 #: Partition column: the hour in which rows arrived, UTC, such as 2026-11-23T22.

@@ -21,11 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headwater import durable
 from headwater.config import QuerySettings, StoreSettings
 from headwater.errors import NotFoundError, StoreError
 from headwater.log.base import Log
 from headwater.records import Column, ColumnType, Offsets, Schema
-from headwater.store import durable, guard, parquet, prune
+from headwater.store import guard, parquet, prune
 from headwater.store.base import Account, Table
 from headwater.store.connections import Connections, Query
 from headwater.store.delta import DataFile, StoredTable

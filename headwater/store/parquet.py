@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headwater.store import durable
+from headwater import durable
 
 #: Rows of a row group: what one thread of DuckDB scans at a time, and what statistics may skip. Ours.
 ROW_GROUP_ROWS: Final = 122_880

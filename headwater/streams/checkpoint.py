@@ -7,7 +7,6 @@ before is kept, so that a damaged file costs a longer replay and no result.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import zlib
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from headwater import durable
 from headwater.errors import DataDirectoryError
 
 MAGIC: Final = b"HWCK"
@@ -120,19 +120,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     temporary = path.with_suffix(".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(encode(checkpoint))
-            file.flush()
-            os.fsync(file.fileno())
+        durable.make_directory(path.parent)
+        temporary.write_bytes(encode(checkpoint))
         if path.exists():
             path.replace(previous(path))
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        durable.publish(temporary, path)
     except OSError as error:
         raise DataDirectoryError(f"writing checkpoint {path}: {error}") from error
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from headwater import durable
 from headwater.errors import StoreError
 from headwater.log.embedded import EmbeddedLog
-from headwater.store import delta, durable
+from headwater.store import delta
 from headwater.store.embedded import EmbeddedStore
 from tests.store.conftest import READINGS, Opener, batch, reading
 

@@ -1,4 +1,4 @@
-"""Making files durable: what a power cut must not undo is fsynced here, and nowhere else in the store."""
+"""Making files durable: what a power cut must not undo is fsynced here; the log and the database sync their own."""
 
 from __future__ import annotations
 
