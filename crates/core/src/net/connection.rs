@@ -9,6 +9,7 @@ use super::clock::ticks;
 use super::counters::Counters;
 use super::message::{Message, Outgoing};
 use super::options::GatewayOptions;
+use crate::mqtt::packet::PINGRESP;
 use crate::mqtt::{NodeId, QoS, Version};
 
 /// QoS 1 messages on their way to one client, whatever receive maximum it allows. Ours.
@@ -50,6 +51,8 @@ pub(super) struct Connection {
     pub problem_information: bool,
     /// CONNECT asked for a session expiry above 0.
     pub wanted_session: bool,
+    /// PINGREQ packets of this pass; they are answered at its end, behind the messages that came before them.
+    pub pings: u16,
     /// Client's receive maximum.
     pub receive_maximum: u16,
     /// Client's maximum packet size.
@@ -104,6 +107,7 @@ impl Connection {
             ended: false,
             problem_information: true,
             wanted_session: false,
+            pings: 0,
             receive_maximum: u16::MAX,
             max_packet_bytes: u32::MAX,
             unacknowledged: 0,
@@ -137,6 +141,16 @@ impl Connection {
     /// Bytes that the socket has not taken.
     pub fn pending(&self) -> usize {
         self.out.as_ref().map_or(0, |out| out.bytes.len() - out.at)
+    }
+
+    /// Puts the answers to this pass's PINGREQ packets behind what waits.
+    pub fn answer_pings(&mut self, pool: &mut Pool, counters: &mut Counters) {
+        let pings = std::mem::take(&mut self.pings);
+        if pings > 0 && self.state == State::Up {
+            let bytes = &mut self.out(pool).bytes;
+            (0..pings).for_each(|_| bytes.extend_from_slice(&PINGRESP));
+            counters.packets_out += u64::from(pings);
+        }
     }
 
     /// Writes what waits. True: all of it; false: the socket is full and will tell when it is not.

@@ -6,7 +6,6 @@ use super::lane::{End, Flow, Lane, Shared};
 use super::on_connect::on_connect;
 use super::on_publish::on_publish;
 use super::on_subscribe::{on_subscribe, on_unsubscribe};
-use crate::mqtt::packet::PINGRESP;
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Ack, Frame, Packet, PacketType, Properties, Publish, ReasonCode, frame};
 
@@ -101,8 +100,7 @@ fn one(
             on_unsubscribe(lane, shared, conn, slot, &unsubscribe, subscriptions)
         }
         Packet::Pingreq => {
-            conn.out(&mut lane.pool).bytes.extend_from_slice(&PINGRESP);
-            lane.counters.packets_out += 1;
+            conn.pings = conn.pings.saturating_add(1);
             lane.touch(conn, slot);
         }
         Packet::Disconnect(disconnect) => {

@@ -401,6 +401,7 @@ impl Worker {
             let Some(conn) = self.conns.get_mut(slot as usize).filter(|conn| conn.dirty) else { continue };
             conn.dirty = false;
             let lane = &mut self.lane;
+            conn.answer_pings(&mut lane.pool, &mut lane.counters);
             let flushed = conn.flush(&mut lane.pool, &mut lane.counters).and_then(|mut empty| {
                 // Room for messages that waited for it.
                 while empty && conn.send_queued(&mut lane.delivery()) {
