@@ -39,6 +39,42 @@ pub struct ColumnRows {
     pub valid: Vec<bool>,
 }
 
+/// One row whose values are bare words: a double's bits, an integer, 0 or 1, a range of `text` (`text_word`).
+/// The column that a word goes to says which, so that no value carries its type along.
+#[derive(Clone, Copy, Debug)]
+pub struct Words<'a> {
+    /// Strings of the first columns.
+    pub captures: &'a [&'a [u8]],
+    /// By column behind the captures.
+    pub words: &'a [u64; 64],
+    /// Which of them count, lowest bit first; the others are NULL.
+    pub valid: u64,
+    pub text: &'a [u8],
+}
+
+/// The word of a string: its range in the row's text.
+#[inline]
+pub fn text_word(start: u32, end: u32) -> u64 {
+    u64::from(end) << 32 | u64::from(start)
+}
+
+impl<'a> Words<'a> {
+    /// The string of column `at`; empty for NULL.
+    #[inline]
+    pub fn bytes(&self, at: usize) -> &'a [u8] {
+        if let Some(capture) = self.captures.get(at) {
+            return capture;
+        }
+        let at = at - self.captures.len();
+        if at < 64 && self.valid >> at & 1 == 1 { self.range(self.words[at]) } else { &[] }
+    }
+
+    #[inline]
+    fn range(&self, word: u64) -> &'a [u8] {
+        self.text.get(word as u32 as usize..(word >> 32) as usize).unwrap_or_default()
+    }
+}
+
 /// Rows of one schema.
 #[derive(Clone, Debug)]
 pub struct Rows {
@@ -121,6 +157,26 @@ impl ColumnRows {
         true
     }
 
+    #[inline(always)]
+    fn push_word(&mut self, len: usize, valid: bool, word: u64, row: &Words<'_>) {
+        if !valid {
+            self.push(len, Cell::Null);
+            return;
+        }
+        if !self.valid.is_empty() {
+            self.valid.push(true);
+        }
+        match &mut self.values {
+            Values::Double(to) => to.push(f64::from_bits(word)),
+            Values::Int(to) => to.push(word as i64),
+            Values::Boolean(to) => to.push(word != 0),
+            Values::Bytes { ends, data } => {
+                data.extend_from_slice(row.range(word));
+                ends.push(data.len() as u32);
+            }
+        }
+    }
+
     fn clear(&mut self) {
         self.valid.clear();
         match &mut self.values {
@@ -169,6 +225,21 @@ impl Rows {
         }
         self.len += 1;
         Ok(())
+    }
+
+    /// Appends one row of a plan that was made for this schema.
+    #[inline]
+    pub fn push_words(&mut self, row: &Words<'_>) {
+        let captures = row.captures.len().min(self.columns.len());
+        let (first, rest) = self.columns.split_at_mut(captures);
+        for (column, bytes) in first.iter_mut().zip(row.captures) {
+            column.push(self.len, Cell::Bytes(bytes));
+        }
+        for (at, column) in rest.iter_mut().enumerate() {
+            let word = row.words.get(at).copied().unwrap_or(0);
+            column.push_word(self.len, at < 64 && row.valid >> at & 1 == 1, word, row);
+        }
+        self.len += 1;
     }
 
     /// The cells of row `row`, in the order of the schema's columns: what `push` takes.

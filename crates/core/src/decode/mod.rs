@@ -3,6 +3,7 @@
 //! A [`StreamSpec`] is what the configuration declares. [`StreamPlan::new`] compiles it once against
 //! the stream's schema; [`StreamPlan::decode`] then turns each payload into rows of a reusable
 //! [`Decoded`] in one pass over the bytes, guided by the declared fields, and builds no tree.
+//! [`StreamPlan::decode_plain`] is a shorter way for payloads of one ordinary reading.
 //!
 //! Every kind of bad payload has one stated outcome, see [`DecodeError::reason`]. Errors of syntax
 //! come before errors of meaning: a payload that is not JSON is `invalid-json` whatever else its
@@ -13,6 +14,7 @@ mod error;
 mod json;
 mod keys;
 mod number;
+mod plain;
 mod plan;
 mod reading;
 mod spec;
@@ -24,6 +26,7 @@ mod tests;
 
 pub use decoded::Decoded;
 pub use error::DecodeError;
+pub use plain::Plain;
 pub use plan::StreamPlan;
 pub use spec::{FieldSpec, Format, StreamSpec, TimeSpec, TimeUnit, topic_captures};
 pub use suggest::{Suggestion, suggest};

@@ -7,6 +7,7 @@ use crate::schema::{ColumnType, SchemaRef};
 use super::decoded::{Decoded, Stored};
 use super::error::DecodeError;
 use super::keys::Keys;
+use super::plain::MAX_WORDS;
 use super::spec::{Format, StreamSpec, TimeUnit, topic_captures};
 use super::{MAX_DEPTH, reading};
 
@@ -14,7 +15,11 @@ use super::{MAX_DEPTH, reading};
 #[derive(Debug)]
 pub struct StreamPlan {
     format: Format,
-    captures: usize,
+    pub(super) captures: usize,
+    #[cfg(test)]
+    pub(super) schema: SchemaRef,
+    /// The declaration allows for `decode_plain`.
+    pub(super) plain: bool,
     /// Names of the columns in schema order, for error messages.
     pub(super) names: Vec<Arc<str>>,
     /// Objects that hold declared fields; the first is the reading itself.
@@ -87,11 +92,19 @@ impl StreamPlan {
             tree.add(&field.path, slot)
                 .map_err(|problem| format!("field {name:?} of stream {stream:?}: {problem}"))?;
         }
+        let nodes = tree.compile();
+        let leaves = nodes.iter().flat_map(|node| &node.targets);
+        let plain = spec.fields.len() + 2 <= MAX_WORDS
+            && nodes.len() <= MAX_WORDS
+            && !leaves.into_iter().any(|target| matches!(target, Target::Leaves(_)));
         Ok(StreamPlan {
             format: spec.format,
+            plain: plain && spec.format == Format::Json,
             captures: spec.captures.len(),
+            #[cfg(test)]
+            schema: schema.clone(),
             names: schema.columns.iter().map(|column| column.name.as_str().into()).collect(),
-            nodes: tree.compile(),
+            nodes,
         })
     }
 

@@ -16,7 +16,7 @@ use super::registry::{ConnId, Registry};
 use super::retained::Retained;
 use super::turn::{Acks, Staging};
 use super::unmatched::UnmatchedTopics;
-use crate::decode::Decoded;
+use crate::decode::{Decoded, Plain};
 use crate::log::{Log, LogError};
 use crate::mqtt::properties::{self, Property, PropertyId, Value};
 use crate::mqtt::{PacketError, ReasonCode};
@@ -104,6 +104,7 @@ pub(super) struct Lane {
     pub stalled: bool,
     pub spare: Vec<Acks>,
     pub fanout: Fanout,
+    pub plain: Plain,
     pub decoded: Decoded,
     pub streams: Vec<u16>,
     pub counters: Counters,
@@ -129,6 +130,7 @@ impl Lane {
             stalled: false,
             spare: Vec::new(),
             fanout: Fanout::new(shared.inboxes.len()),
+            plain: Plain::default(),
             decoded: Decoded::new(),
             streams: Vec::new(),
             counters: Counters::default(),

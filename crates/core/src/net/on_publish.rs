@@ -43,7 +43,7 @@ pub(super) fn on_publish(
         shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
     }
 
-    let Lane { staging, decoded, streams, received_at_us, .. } = lane;
+    let Lane { staging, plain, decoded, streams, received_at_us, .. } = lane;
     let received_at_us = *received_at_us;
     let mut fate = Fate::LiveOnly;
     let mut code = ReasonCode::Success;
@@ -54,6 +54,14 @@ pub(super) fn on_publish(
             let Some(binding) = shared.bindings.streams.get(usize::from(index)) else { continue };
             let captured = capture(publish.topic, &binding.captures);
             let captures = &captured[..binding.captures.len()];
+            if binding.plan.decode_plain(publish.payload, received_at_us, plain) {
+                let row = plain.row(captures, publish.payload);
+                staging.plain(&shared.log, usize::from(index), &binding.schema, &row);
+                if fate == Fate::LiveOnly {
+                    fate = Fate::Decoded;
+                }
+                continue;
+            }
             match binding.plan.decode(publish.payload, captures, received_at_us, decoded) {
                 Ok(()) => {
                     let key = binding.schema.key.and_then(|at| captures.get(at)).copied();

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::decode::Decoded;
 use crate::log::Log;
 use crate::mqtt::ReasonCode;
-use crate::rows::{Cell, Rows};
+use crate::rows::{Cell, Rows, Words};
 use crate::schema::{Partition, SchemaRef};
 
 use super::binding::{Bindings, dead_letters_schema, raw_schema};
@@ -177,6 +177,19 @@ impl Staging {
         self.acks.bytes += decoded.rows() * schema.columns.len() * 8;
     }
 
+    /// Adds one row.
+    #[inline]
+    pub fn plain(&mut self, log: &Log, stream: usize, schema: &SchemaRef, row: &Words<'_>) {
+        let partition = schema.key.map_or(Partition(0), |at| log.partition_of(row.bytes(at)));
+        let at = stream * self.partitions + usize::from(partition.0) % self.partitions;
+        let message = self.acks.messages.len() as u32;
+        let Some(table) = self.table(at, schema, partition) else { return };
+        table.rows.push_words(row);
+        table.messages.push(message);
+        self.acks.rows += 1;
+        self.acks.bytes += schema.columns.len() * 8;
+    }
+
     pub fn raw<'a>(&mut self, cells: impl IntoIterator<Item = Cell<'a>>) {
         let schema = self.raw.clone();
         self.push(self.streams * self.partitions, &schema, Partition(0), cells);
@@ -195,8 +208,18 @@ impl Staging {
         partition: Partition,
         cells: impl IntoIterator<Item = Cell<'a>>,
     ) {
-        let Some(slot) = self.tables.get_mut(at) else { return };
-        let table = slot.get_or_insert_with(|| Table {
+        let message = self.acks.messages.len() as u32;
+        let Some(table) = self.table(at, schema, partition) else { return };
+        // The plan was checked against this schema, so the cells fit.
+        let pushed = table.rows.push(cells);
+        debug_assert!(pushed.is_ok(), "{pushed:?}");
+        table.messages.push(message);
+    }
+
+    /// The table at `at`, which gets a row now.
+    #[inline]
+    fn table(&mut self, at: usize, schema: &SchemaRef, partition: Partition) -> Option<&mut Table> {
+        let table = self.tables.get_mut(at)?.get_or_insert_with(|| Table {
             rows: Rows::new(schema.clone()),
             messages: Vec::new(),
             partition,
@@ -204,10 +227,7 @@ impl Staging {
         if table.rows.is_empty() {
             self.used.push(at);
         }
-        // The plan was checked against this schema, so the cells fit.
-        let pushed = table.rows.push(cells);
-        debug_assert!(pushed.is_ok(), "{pushed:?}");
-        table.messages.push(self.acks.messages.len() as u32);
+        Some(table)
     }
 
     /// What the log gets.
