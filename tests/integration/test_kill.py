@@ -31,6 +31,8 @@ segment_bytes = 1048576
 flush_interval = "500ms"
 [engine]
 checkpoint_interval = "500ms"
+[query]
+max_rows = 20000000
 
 [streams.telemetry]
 topic    = "dt/{site}/{device}/telemetry"
