@@ -18,6 +18,7 @@ fn plan(fields: &[(&str, ColumnType, &str)]) -> StreamPlan {
             .map(|(name, ty, path)| FieldSpec { name: (*name).into(), ty: *ty, path: (*path).into() })
             .collect(),
         captures: vec!["site".into(), "device".into()],
+        infer: false,
     };
     let captures = ["site", "device"].map(|name| (name.to_owned(), ColumnType::String));
     let times = ["ts", "received_at"].map(|name| (name.to_owned(), ColumnType::Timestamp));

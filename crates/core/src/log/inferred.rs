@@ -5,13 +5,11 @@
 //! always whole. A schema's rows may be written only after that, so that every stored block can be read back.
 //! Drawn in `docs/formats/log.md`.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::error::LogError;
 use super::storage::Storage;
 use super::varint::{Cursor, Malformed, put_varint};
-use crate::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
+use crate::schema::{Column, ColumnType, Schema, SchemaId, SchemaRef, StreamId};
+use std::collections::BTreeMap;
 
 const NAME: &str = "inferred";
 const NEW: &str = "inferred.new";
@@ -195,7 +193,8 @@ impl Inferred {
                 stream.fields.push(InferredField { ty, name: take_text(cursor)?, path: take_text(cursor)? });
             }
             for _ in 0..cursor.varint()? {
-                let (id, fields, key) = (SchemaId(cursor.narrow()?), cursor.narrow()?, cursor.narrow::<u32>()?);
+                let (id, fields, key) =
+                    (SchemaId(cursor.narrow()?), cursor.narrow()?, cursor.narrow::<u32>()?);
                 let key = key.checked_sub(1).map(|at| at as usize);
                 let mut base = Vec::new();
                 for _ in 0..cursor.varint()? {
@@ -209,7 +208,11 @@ impl Inferred {
             }
             streams.insert(id, stream);
         }
-        if cursor.is_empty() { Ok(Inferred { streams }) } else { Err(Malformed("bytes follow the last stream")) }
+        if cursor.is_empty() {
+            Ok(Inferred { streams })
+        } else {
+            Err(Malformed("bytes follow the last stream"))
+        }
     }
 }
 
@@ -239,16 +242,19 @@ fn take_type(cursor: &mut Cursor<'_>) -> Result<ColumnType, Malformed> {
 }
 
 impl super::Log {
-    /// Fields that messages of `stream` have shown so far, in the order of their columns.
-    pub fn inferred(&self, stream: StreamId) -> Vec<InferredField> {
-        self.shared().inferred.lock().fields(stream).to_vec()
+    /// Fields that messages of `stream` have shown so far, in the order of their columns, and the schema that has them.
+    pub fn inferred(&self, stream: StreamId) -> Result<(Vec<InferredField>, SchemaRef), LogError> {
+        let shared = self.shared();
+        let inferred = shared.inferred.lock();
+        let latest = shared.schemas.read().latest(stream)?.clone();
+        Ok((inferred.fields(stream).to_vec(), latest))
     }
 
     /// Gives the stream of `current` further columns and returns the schema that has them, durable and registered.
     ///
     /// current: ends with the columns of all fields inferred before, in their order
     /// Errors: `Invalid` if it does not, as when another thread was faster; `Io`, `DiskFull`.
-    pub fn infer(&self, current: &Schema, new: &[InferredField]) -> Result<Arc<Schema>, LogError> {
+    pub fn infer(&self, current: &Schema, new: &[InferredField]) -> Result<SchemaRef, LogError> {
         let shared = self.shared();
         let mut inferred = shared.inferred.lock();
         let schema = inferred.add(&*shared.storage, current, new)?;
