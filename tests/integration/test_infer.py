@@ -44,7 +44,7 @@ def publish(server: Server, client_id: str, *messages: tuple[str, object]) -> No
 
 
 @pytest.fixture
-def server(tmp_path: Path):  # noqa: ANN201  (a fixture of the process)
+def server(tmp_path: Path):
     with Server(tmp_path / "data", CONFIG) as server:
         yield server.start()
 
@@ -58,7 +58,9 @@ def columns(server: Server) -> dict[str, str]:
 def test_the_first_message_with_a_field_has_it_as_a_column(server: Server) -> None:
     # What the alarm and the query name is there before any message.
     assert columns(server)["temperature"] == columns(server)["pressure"] == "double"
-    publish(server, "a", ("open/x/d1", {"at": 1732000000, "temperature": 81, "radio": {"rssi": -71}, "unit": "C"}))
+    publish(
+        server, "a", ("open/x/d1", {"at": 1732000000, "temperature": 81, "radio": {"rssi": -71}, "unit": "C"})
+    )
     assert server.rows("SELECT site, device, temperature, radio_rssi, unit, _extra FROM open") == [
         ["x", "d1", 81.0, -71.0, "C", None]
     ]
@@ -70,7 +72,9 @@ def test_the_first_message_with_a_field_has_it_as_a_column(server: Server) -> No
 
 
 def test_http_and_mqtt_add_fields_to_the_same_table(server: Server) -> None:
-    answer = server.http.post("/api/v1/ingest/open?site=x", json=[{"device": "h", "a": 1}, {"device": "h", "b": True}])
+    answer = server.http.post(
+        "/api/v1/ingest/open?site=x", json=[{"device": "h", "a": 1}, {"device": "h", "b": True}]
+    )
     assert answer.status_code == 200, answer.text
     publish(server, "m", ("open/x/m", {"b": False, "c": "text"}))
     answer = server.http.post("/api/v1/ingest/open?site=x", json={"device": "h", "c": "more", "d": 2})
@@ -88,7 +92,11 @@ def test_columns_and_values_survive_kills(server: Server) -> None:
         threads = [
             threading.Thread(
                 target=publish,
-                args=(server, f"c{at}", *((f"open/x/d{at}", {f"f{life}_{number}": number}) for number in range(5))),
+                args=(
+                    server,
+                    f"c{at}",
+                    *((f"open/x/d{at}", {f"f{life}_{number}": number}) for number in range(5)),
+                ),
             )
             for at in range(3)
         ]
