@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
 
-use super::binding::Bindings;
+use super::binding::{Bindings, Held};
 use super::connection::{Connection, Delivery, Pool};
 use super::counters::{Counters, Shown};
 use super::events::Events;
@@ -25,6 +26,8 @@ use crate::mqtt::{PacketError, ReasonCode};
 pub(super) struct Shared {
     pub options: GatewayOptions,
     pub log: Log,
+    /// When the ticks of all threads begin; see `pace`.
+    pub started: Instant,
     pub bindings: Bindings,
     pub subscriptions: Subscriptions,
     /// Number of subscriptions; while it is 0 nobody looks for subscribers.
@@ -107,6 +110,8 @@ pub(super) struct Lane {
     pub plain: Plain,
     pub decoded: Decoded,
     pub streams: Vec<u16>,
+    /// By stream, for those whose fields are inferred.
+    pub held: Vec<Option<Held>>,
     pub counters: Counters,
     /// (latency in µs, messages) of what was acknowledged since counters were shown.
     pub latencies: Vec<(u64, u64)>,
@@ -133,6 +138,7 @@ impl Lane {
             plain: Plain::default(),
             decoded: Decoded::new(),
             streams: Vec::new(),
+            held: vec![None; shared.bindings.streams.len()],
             counters: Counters::default(),
             latencies: Vec::new(),
             pool: Pool::new(),
@@ -165,7 +171,7 @@ impl Lane {
         }
     }
 
-    /// Gives the staged turn to the log. False: the log's queue is full and the turn stays.
+    /// Gives the staged turn to the log, which `begin` wakes. False: the log's queue is full and the turn stays.
     pub fn submit(&mut self) -> bool {
         self.staging.close_run();
         self.stalled = false;
@@ -185,7 +191,7 @@ impl Lane {
                     inbox.post(Mail::Committed { turn, result });
                 }
             });
-            match self.shared.log.submit(&self.staging.parts(), done) {
+            match self.shared.log.queue(&self.staging.parts(), done) {
                 Ok(()) => break None,
                 Err(LogError::Busy { .. }) => {
                     self.stalled = true;
@@ -204,6 +210,15 @@ impl Lane {
         self.flying_messages += acks.messages.len() as u64;
         self.flights.push_back(Flight { turn, acks, result });
         true
+    }
+
+    /// Lets the commit begin, unless another thread is about to add its turn to it.
+    pub fn begin(&self) {
+        let inboxes = &self.shared.inboxes;
+        let passed = inboxes.get(usize::from(self.thread)).and_then(Inbox::passed);
+        if !passed.is_some_and(|tick| inboxes.iter().any(|inbox| inbox.owes(tick))) {
+            self.shared.log.begin();
+        }
     }
 
     pub fn committed(&mut self, turn: u64, result: Result<(), LogError>) {
