@@ -16,9 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from headwater import _native
 from headwater.errors import ConfigError, HeadwaterError
-from headwater.simulate import resolve
+from headwater.simulate import NativeFleet, resolve
 
 #: One reading of three fields; `{ts_us}` is what subscribers take the latency from.
 PAYLOAD: Final = (
@@ -172,7 +171,7 @@ def run(
     """
     stop = stop or threading.Event()
     try:
-        fleet = _native.Fleet(_native_options(options))
+        fleet = NativeFleet(_native_options(options))
     except (ValueError, OverflowError, TypeError) as error:
         raise ConfigError(f"cannot run the load: {error}") from error
     except OSError as error:
@@ -190,7 +189,7 @@ def run(
     return _report(options, {**final, "connections_up": up["connections_up"]}, connect_s, cpu_s, histograms)
 
 
-def _connect(fleet: _native.Fleet, options: BenchOptions, stop: threading.Event) -> float:
+def _connect(fleet: NativeFleet, options: BenchOptions, stop: threading.Event) -> float:
     """Waits for the connections; returns how long it took."""
     begin = time.monotonic()
     while not fleet.is_open():
@@ -209,7 +208,7 @@ def _connect(fleet: _native.Fleet, options: BenchOptions, stop: threading.Event)
 
 
 def _follow(
-    fleet: _native.Fleet,
+    fleet: NativeFleet,
     options: BenchOptions,
     stop: threading.Event,
     progress: Callable[[dict[str, Any]], None] | None,

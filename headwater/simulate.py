@@ -27,6 +27,9 @@ from headwater import _native
 from headwater.config import parse_duration_us
 from headwater.errors import ConfigError
 
+#: The fleet in Rust, for the load generator too (`headwater/bench.py`).
+NativeFleet = _native.Fleet
+
 _DEVICE: Final = re.compile(r"d?(\d{1,8})")
 _FAULT_FORM: Final = "KIND:DEVICE:FIELD:START:DURATION[:MAGNITUDE], such as spike:d000007:temperature:30:1"
 _FIELD_FORM: Final = (
