@@ -52,7 +52,16 @@ class Server:
         """Starts the process and waits until it accepts; `started_in_s` tells how long that took."""
         begin = time.monotonic()
         ports = ["--set", "mqtt.port=0", "--set", "http.port=0"]
-        command = [sys.executable, "-m", "headwater", "up", "--config", self.config, "--data-dir", self.data]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "headwater",
+            "up",
+            "--config",
+            self.config,
+            "--data-dir",
+            self.data,
+        ]
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen([*command, *ports], stdout=subprocess.DEVNULL, stderr=errors)
         while not (addresses := self._announced()):
