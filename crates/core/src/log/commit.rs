@@ -40,6 +40,10 @@ pub struct Committer {
     bodies: Vec<u8>,
 }
 
+/// Zeros written behind a commit that comes to blocks which were never written. One commit in many then pays for
+/// the file system's change of its metadata, and the others are synced in half the time.
+const AHEAD: u64 = 1 << 20;
+
 /// The segment being written.
 struct Active {
     segment: Arc<Segment>,
@@ -47,12 +51,22 @@ struct Active {
     at: u64,
     /// Up to here it is synced.
     durable: u64,
+    /// Up to here its blocks have been written before.
+    written: u64,
 }
 
 impl Active {
     fn new(segment: Arc<Segment>) -> Active {
         let at = segment.end();
-        Active { segment, at, durable: at }
+        // Not knowing it makes commits slower, not wrong.
+        let written = segment.file.written().unwrap_or(u64::MAX);
+        Active { segment, at, durable: at, written }
+    }
+
+    /// Bytes to write for a commit of `bytes` bytes: it, or it and zeros behind it.
+    fn padded(&self, bytes: usize) -> usize {
+        let end = self.at + bytes as u64;
+        if end <= self.written { bytes } else { (self.segment.allocated.min(end + AHEAD) - self.at) as usize }
     }
 }
 
@@ -144,9 +158,16 @@ impl Committer {
             if std::mem::take(&mut queue.trim) {
                 return Work::Trim;
             }
+            queue.idle = true;
+            let mut timed_out = false;
             if self.changed.is_empty() {
                 shared.work.wait(&mut queue);
-            } else if shared.work.wait_until(&mut queue, self.synced_at + ASYNC_SYNC_INTERVAL).timed_out() {
+            } else {
+                let due = self.synced_at + ASYNC_SYNC_INTERVAL;
+                timed_out = shared.work.wait_until(&mut queue, due).timed_out();
+            }
+            queue.idle = false;
+            if timed_out {
                 return Work::Sync;
             }
         }
@@ -300,6 +321,8 @@ impl Committer {
             blocks: blocks as u16,
         };
         header.seal(out);
+        let bytes = out.len();
+        out.resize(active.padded(bytes), 0);
         if let Err(error) = active.segment.file.write_at(active.at, out) {
             // Nothing of this commit counts, but in async mode earlier commits wait for their sync.
             let what = format!("write commit {number} to {} at byte {}", active.segment.name, active.at);
@@ -308,7 +331,8 @@ impl Committer {
             self.shared.counters.lock().stats.write_errors += 1;
             return Err(self.end_segment(LogError::io(what, &error)));
         }
-        active.at += out.len() as u64;
+        active.written = active.written.max(active.at + out.len() as u64);
+        active.at += bytes as u64;
         self.commit = number;
         for block in key_blocks {
             self.keys_written[usize::from(block.partition.0)] += block.rows;
@@ -317,7 +341,7 @@ impl Committer {
         {
             let mut counters = self.shared.counters.lock();
             counters.stats.commits += 1;
-            counters.stats.bytes += out.len() as u64;
+            counters.stats.bytes += bytes as u64;
         }
         if self.shared.options.durability == Durability::Sync {
             self.unsynced_rows = 0;

@@ -24,6 +24,8 @@ struct File {
     /// What a power loss leaves.
     stored: Vec<u8>,
     dirty: BTreeSet<usize>,
+    /// End of what was ever written.
+    written: usize,
 }
 
 #[derive(Clone)]
@@ -144,6 +146,7 @@ impl Forgetful {
             cached: file.cached.clone(),
             stored: file.cached.clone(),
             dirty: BTreeSet::new(),
+            written: file.written,
         });
         let names = disk.names.clone();
         let copy = Disk { files: files.collect(), stored_names: names.clone(), names, ..Disk::default() };
@@ -302,6 +305,7 @@ impl StorageFile for Handle {
             file.cached.resize(at + bytes.len(), 0);
         }
         file.cached[at..at + bytes.len()].copy_from_slice(bytes);
+        file.written = file.written.max(at + bytes.len());
         file.dirty.extend(at / SECTOR..(at + bytes.len()).div_ceil(SECTOR));
         if failing { Err(io::Error::other("a write failed")) } else { Ok(()) }
     }
@@ -320,8 +324,16 @@ impl StorageFile for Handle {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         let mut disk = self.disk.lock();
         disk.burn(self.life)?;
-        disk.files[self.file].cached.resize(bytes as usize, 0);
+        let file = &mut disk.files[self.file];
+        file.cached.resize(bytes as usize, 0);
+        file.written = file.written.min(bytes as usize);
         Ok(())
+    }
+
+    fn written(&self) -> io::Result<u64> {
+        let disk = self.disk.lock();
+        disk.check(self.life)?;
+        Ok(disk.files[self.file].written as u64)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -29,6 +29,8 @@ mod submit;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_commit;
+#[cfg(test)]
 mod tests_crash;
 #[cfg(test)]
 mod tests_frame;

@@ -101,6 +101,9 @@ impl Reader {
     /// Damaged rows are an error that names segment, byte and offsets, again on every call; rows before
     /// them are given first. After any error `offsets` is what it was before the call.
     pub fn read(&mut self, max_rows: usize) -> Result<Option<RecordBatch>, LogError> {
+        if self.skip() {
+            return Ok(None);
+        }
         let schema = self.shared.schemas.read().latest(self.stream)?.clone();
         let mut batch = Batch::new(schema, self.projection.as_deref(), max_rows.min(1 << 16));
         let before = (self.next.clone(), self.at, self.window.segment().clone());
@@ -137,6 +140,20 @@ impl Reader {
                 result => result?,
             }
         }
+    }
+
+    /// Whether there is no row to be read; then commits of other streams are passed over without a look at them.
+    fn skip(&mut self) -> bool {
+        let published = self.shared.published.lock();
+        let Some(last) = published.segments.back() else { return false };
+        if !published.ends.at_or_before(self.stream, &self.next) {
+            return false;
+        }
+        self.at = last.end();
+        if last.number != self.window.segment().number {
+            self.window = Window::new(last.clone());
+        }
+        true
     }
 
     /// How far this segment may be read, and the one listed after it.

@@ -56,6 +56,8 @@ pub struct Queue {
     pub bytes: usize,
     /// Bytes of the running commit.
     pub in_flight: usize,
+    /// The commit thread waits for work and not for the time of its next commit.
+    pub idle: bool,
     pub closing: bool,
     /// A reader advanced: see what can be recycled.
     pub trim: bool,

@@ -39,6 +39,9 @@ pub trait StorageFile: Send + Sync {
     /// `sync` no new metadata. Bytes not yet written read as zero.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Bytes from the start whose blocks were written before, so that writing them again gives `sync` no metadata
+    /// to store; reserved and never written blocks do, which makes `sync` twice as slow.
+    fn written(&self) -> io::Result<u64>;
     /// Data and the file's length are on the disk when this returns. An error is final: what was
     /// written since the last success may be lost, and a second call can wrongly succeed.
     fn sync(&self) -> io::Result<()>;
@@ -153,6 +156,16 @@ impl StorageFile for File {
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         File::set_len(self, bytes)
+    }
+
+    fn written(&self) -> io::Result<u64> {
+        // Reserved blocks count as a hole. File systems without holes name the end of the file.
+        // SAFETY: the descriptor is open for as long as `self` lives; lseek touches no memory of ours, and nobody
+        // uses the descriptor's position.
+        match unsafe { libc::lseek(self.as_raw_fd(), 0, libc::SEEK_HOLE) } {
+            -1 => self.size(),
+            hole => Ok(hole as u64),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -37,6 +37,14 @@ impl Log {
     /// key belong to partition 0. Rows are only read. Errors: `Busy` when the queue is full, `KeyRefused`
     /// naming the rows whose keys exceed the bounds, `UnknownSchema`, `TooLarge`, `Invalid`, `Closed`.
     pub fn submit(&self, parts: &[(Partition, &Rows)], done: Done) -> Result<(), LogError> {
+        self.queue(parts, done)?;
+        self.begin();
+        Ok(())
+    }
+
+    /// As `submit`, but the commit thread may go on sleeping until `begin` is called, which the caller owes. So
+    /// several threads that submit at about the same time wake it once, for one commit.
+    pub fn queue(&self, parts: &[(Partition, &Rows)], done: Done) -> Result<(), LogError> {
         let shared = self.shared();
         let bound = shared.options.queue_bytes;
         let queued = shared.pending_bytes.load(Ordering::Relaxed);
@@ -61,18 +69,28 @@ impl Log {
             shared.busy.fetch_add(1, Ordering::Relaxed);
             return Err(LogError::Busy { queued, bound });
         }
-        let was_empty = queue.submissions.is_empty();
         let was_full = queue.bytes >= shared.options.commit_bytes;
         queue.submissions.push_back(submission);
         queue.bytes += bytes;
         shared.pending_bytes.store(queued + bytes, Ordering::Relaxed);
         let is_full = queue.bytes >= shared.options.commit_bytes;
         drop(queue);
-        // Between the two the commit thread waits for its time, and need not be woken.
-        if was_empty || (is_full && !was_full) {
+        if is_full && !was_full {
             shared.work.notify_one();
         }
         Ok(())
+    }
+
+    /// Wakes the commit thread if it sleeps although something is queued. While it writes, or waits for the time of
+    /// its next commit, it need not be woken.
+    pub fn begin(&self) {
+        let shared = self.shared();
+        let mut queue = shared.queue.lock();
+        if queue.idle && !queue.submissions.is_empty() {
+            queue.idle = false;
+            drop(queue);
+            shared.work.notify_one();
+        }
     }
 
     /// Splits rows by the partition of their keys, submits them and waits until they are durable; also

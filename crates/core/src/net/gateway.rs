@@ -82,6 +82,7 @@ impl Gateway {
             .collect::<io::Result<Vec<Inbox>>>()?;
         let shared = Arc::new(Shared {
             log,
+            started: Instant::now(),
             bindings,
             subscriptions: RwLock::new(Trie::new(seed.rotate_left(17))),
             subscribed: AtomicUsize::new(0),

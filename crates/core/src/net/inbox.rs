@@ -1,6 +1,6 @@
 //! How threads talk: each event loop has an inbox and is woken when something enters an empty one.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::Waker;
@@ -36,6 +36,8 @@ pub(super) enum Mail {
     },
 }
 
+const NO_TICK: u64 = u64::MAX;
+
 #[derive(Debug)]
 pub(super) struct Inbox {
     waiting: Mutex<Waiting>,
@@ -45,6 +47,8 @@ pub(super) struct Inbox {
     waker: Waker,
     /// Sockets of this thread, for dealing new ones out.
     pub sockets: AtomicUsize,
+    /// Tick of the pass that the loop sleeps for or is in; `NO_TICK`: it goes its own pace.
+    tick: AtomicU64,
     /// Bytes of deliveries that wait; senders stop reading their sockets above a bound.
     pub delivery_bytes: AtomicUsize,
 }
@@ -54,6 +58,8 @@ struct Waiting {
     mail: Vec<Mail>,
     /// The loop is in `wait`.
     mail_alone: bool,
+    /// The loop is in `sleep`.
+    asleep: bool,
 }
 
 impl Inbox {
@@ -62,6 +68,7 @@ impl Inbox {
             waiting: Mutex::default(),
             arrived: Condvar::new(),
             waker,
+            tick: AtomicU64::new(NO_TICK),
             sockets: AtomicUsize::new(0),
             delivery_bytes: AtomicUsize::new(0),
         }
@@ -74,6 +81,9 @@ impl Inbox {
         let mut waiting = self.waiting.lock();
         waiting.mail.push(mail);
         let (first, mail_alone) = (waiting.mail.len() == 1, waiting.mail_alone);
+        if waiting.asleep {
+            return;
+        }
         drop(waiting);
         if mail_alone {
             self.arrived.notify_one();
@@ -91,6 +101,29 @@ impl Inbox {
             self.arrived.wait_for(&mut waiting, patience);
             waiting.mail_alone = false;
         }
+    }
+
+    /// Sleeps for so long, until the pass of `tick`; mail waits meanwhile and wakes nobody, so that it costs its
+    /// sender nothing.
+    pub fn sleep(&self, pause: Duration, tick: u64) {
+        self.tick.store(tick, Ordering::SeqCst);
+        self.waiting.lock().asleep = true;
+        std::thread::sleep(pause);
+        self.waiting.lock().asleep = false;
+    }
+
+    /// The pass that `sleep` was for is through.
+    pub fn passed(&self) -> Option<u64> {
+        let tick = self.tick.load(Ordering::Relaxed);
+        (tick != NO_TICK).then(|| {
+            self.tick.store(NO_TICK, Ordering::SeqCst);
+            tick
+        })
+    }
+
+    /// Whether the loop is still to come to the pass of this tick, or in it.
+    pub fn owes(&self, tick: u64) -> bool {
+        self.tick.load(Ordering::SeqCst) <= tick
     }
 
     pub fn take(&self, into: &mut Vec<Mail>) {

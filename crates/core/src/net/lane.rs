@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
 
 use super::binding::{Bindings, Held};
 use super::connection::{Connection, Delivery, Pool};
@@ -25,6 +26,8 @@ use crate::mqtt::{PacketError, ReasonCode};
 pub(super) struct Shared {
     pub options: GatewayOptions,
     pub log: Log,
+    /// When the ticks of all threads begin; see `pace`.
+    pub started: Instant,
     pub bindings: Bindings,
     pub subscriptions: Subscriptions,
     /// Number of subscriptions; while it is 0 nobody looks for subscribers.
@@ -168,7 +171,7 @@ impl Lane {
         }
     }
 
-    /// Gives the staged turn to the log. False: the log's queue is full and the turn stays.
+    /// Gives the staged turn to the log, which `begin` wakes. False: the log's queue is full and the turn stays.
     pub fn submit(&mut self) -> bool {
         self.staging.close_run();
         self.stalled = false;
@@ -188,7 +191,7 @@ impl Lane {
                     inbox.post(Mail::Committed { turn, result });
                 }
             });
-            match self.shared.log.submit(&self.staging.parts(), done) {
+            match self.shared.log.queue(&self.staging.parts(), done) {
                 Ok(()) => break None,
                 Err(LogError::Busy { .. }) => {
                     self.stalled = true;
@@ -207,6 +210,15 @@ impl Lane {
         self.flying_messages += acks.messages.len() as u64;
         self.flights.push_back(Flight { turn, acks, result });
         true
+    }
+
+    /// Lets the commit begin, unless another thread is about to add its turn to it.
+    pub fn begin(&self) {
+        let inboxes = &self.shared.inboxes;
+        let passed = inboxes.get(usize::from(self.thread)).and_then(Inbox::passed);
+        if !passed.is_some_and(|tick| inboxes.iter().any(|inbox| inbox.owes(tick))) {
+            self.shared.log.begin();
+        }
     }
 
     pub fn committed(&mut self, turn: u64, result: Result<(), LogError>) {

@@ -5,7 +5,9 @@
 //! the worker writes the PUBACKs. Live subscribers get their copies through [`fanout`] at once.
 //!
 //! Invariants: a PUBACK of success leaves only after the log has said that its turn is durable; PUBACKs keep the
-//! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound.
+//! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound;
+//! locks, system calls and allocations belong to a pass, a connection or a turn, never to a message; a connection
+//! is written to once in a pass ([`pace`] says when passes begin).
 
 mod acceptor;
 mod acknowledge;
@@ -25,6 +27,7 @@ mod on_connect;
 mod on_publish;
 mod on_subscribe;
 mod options;
+mod pace;
 mod packets;
 mod registry;
 mod retained;

@@ -21,6 +21,7 @@ use super::events::EventKind;
 use super::fanout::{Deliveries, Reading};
 use super::inbox::{Inbox, Mail};
 use super::lane::{End, Flow, Lane, Shared};
+use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::registry::ConnId;
 use super::wheel::{Entry, Wheel};
@@ -30,9 +31,7 @@ use crate::mqtt::ReasonCode;
 const READ_BYTES: usize = 128 << 10;
 /// Turns with the log at a time; more wait in staging and make bigger blocks.
 pub(super) const MAX_FLIGHTS: usize = 2;
-/// Pass over fewer bytes than this while the log is busy, and the loop waits for the log before the next one.
-const SMALL_PASS_BYTES: u64 = 64 << 10;
-/// Longest such wait: about a commit.
+/// Longest wait for the log's answer alone: about a commit.
 const NAP: Duration = Duration::from_millis(1);
 /// Deliveries waiting in another thread's inbox above which this one stops reading.
 const MAX_INBOX_BYTES: usize = 32 << 20;
@@ -49,8 +48,7 @@ pub(super) struct Worker {
     /// Connections that may have something to read.
     pub(super) ready: Vec<u32>,
     buffer: Vec<u8>,
-    /// `bytes_in` when the last pass began.
-    bytes_in: u64,
+    pace: Pace,
     mail: Vec<Mail>,
     stop: Option<Instant>,
 }
@@ -63,11 +61,12 @@ impl Worker {
             conns: Slab::new(),
             generation: 0,
             wheel: Wheel::new(lane.tick),
+            pace: Pace::new(lane.shared.started),
             due: Vec::new(),
             lane,
             ready: Vec::new(),
             buffer: vec![0; READ_BYTES],
-            bytes_in: 0,
+
             mail: Vec::new(),
             stop: None,
         }
@@ -77,13 +76,7 @@ impl Worker {
     pub fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
-            let mut timeout = self.timeout();
-            if self.may_nap() {
-                if let Some(inbox) = self.inbox() {
-                    inbox.wait(NAP);
-                }
-                timeout = Duration::ZERO;
-            }
+            let timeout = self.rest();
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     let detail = format!("cannot wait for sockets: {error}");
@@ -130,13 +123,16 @@ impl Worker {
         }
     }
 
-    /// Devices that send one message at a time wake the loop for each of them. While a turn is with the log, nothing
-    /// read could be acknowledged sooner, so the loop lets messages gather until the log answers and takes
-    /// them in one pass. Under full load there is enough to do at once, and reading overlaps with the disk.
-    fn may_nap(&mut self) -> bool {
-        let passed = self.lane.counters.bytes_in - self.bytes_in;
-        self.bytes_in = self.lane.counters.bytes_in;
-        !self.lane.flights.is_empty() && self.ready.is_empty() && passed < SMALL_PASS_BYTES
+    /// Waits for more to do than there is now; says how long to wait for sockets then.
+    fn rest(&mut self) -> Duration {
+        let rest = self.pace.rest(Instant::now(), self.lane.counters.received, self.lane.counters.bytes_in);
+        let Some(inbox) = self.inbox().filter(|_| self.ready.is_empty()) else { return self.timeout() };
+        match rest {
+            Rest::Sleep(pause, tick) => inbox.sleep(pause, tick),
+            Rest::Mail if !self.lane.flights.is_empty() => inbox.wait(NAP),
+            _ => return self.timeout(),
+        }
+        Duration::ZERO
     }
 
     /// Whether sockets stay unread because what was read is not through yet.
@@ -235,8 +231,11 @@ impl Worker {
             if self.read(slot, &mut buffer) {
                 self.ready.push(slot);
             }
-            if self.lane.staging.acks.bytes >= self.lane.shared.options.turn_bytes && !self.lane.submit() {
-                break;
+            if self.lane.staging.acks.bytes >= self.lane.shared.options.turn_bytes {
+                if !self.lane.submit() {
+                    break;
+                }
+                self.lane.begin();
             }
         }
         self.buffer = buffer;
@@ -367,6 +366,7 @@ impl Worker {
             self.lane.submit();
             self.settle();
         }
+        self.lane.begin();
     }
 
     fn deliver_own(&mut self) {
