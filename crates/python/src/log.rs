@@ -22,6 +22,9 @@ use crate::{errors, rows};
 /// (schema id, stream id, stream name, [(column, type)], key column)
 type SchemaTuple = (u32, u16, String, Vec<(String, String)>, Option<String>);
 
+/// (column, type, path in the payload)
+type FieldTuple = (String, &'static str, String);
+
 #[pyclass(name = "Log", module = "headwater._native", frozen)]
 pub struct PyLog {
     pub log: Log,
@@ -136,7 +139,7 @@ impl PyLog {
         Ok(())
     }
 
-    fn inferred(&self, py: Python<'_>, stream: u16) -> PyResult<(u32, Vec<(String, &'static str, String)>)> {
+    fn inferred(&self, py: Python<'_>, stream: u16) -> PyResult<(u32, Vec<FieldTuple>)> {
         let (fields, schema) = match self.log.inferred(StreamId(stream)) {
             // Nothing of the stream has been registered yet.
             Err(LogError::UnknownStream(_)) => return Ok((0, Vec::new())),

@@ -61,7 +61,7 @@ pub(super) fn read(plan: &StreamPlan, payload: &[u8], into: &mut Decoded) -> Res
                 taken &= sink.put(*slot, cell.at, &cell.token(Some(slot.kind)));
             }
             let name = header.get(column).map_or(&[][..], |name| name);
-            if plan.extra.is_some() && !(taken && !slots.is_empty()) {
+            if plan.extra.is_some() && (!taken || slots.is_empty()) {
                 let token = cell.token(None);
                 if slots.is_empty() {
                     extra::undeclared_scalar(&mut sink, name, &token);
