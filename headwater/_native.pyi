@@ -225,8 +225,17 @@ class KeyInterner:
 
 @final
 class Fleet:
-    """A simulated fleet over real MQTT on its own threads."""
+    """A simulated fleet or a load generator over real MQTT, on threads of its own."""
 
     def __init__(self, options: dict[str, Any]) -> None: ...
     def report(self) -> dict[str, Any]: ...
+    def open(self) -> None:
+        """Lets a load generator send without waiting for the connections that are not up."""
+
+    def is_open(self) -> bool:
+        """Whether sending has begun."""
+
+    def histograms(self) -> dict[str, list[tuple[int, int]]]:
+        """Of ack, connect and delivery: (microseconds, count) of each step that was hit."""
+
     def stop(self) -> dict[str, Any]: ...
