@@ -56,6 +56,16 @@ class Log:
         raises: LogError when it does not, as when another thread was faster, or when it cannot be written
         """
 
+    def dedupe(self, schema: int, columns: list[str], window_us: int, max_keys: int, now_us: int) -> None:
+        """From now on rows of the schema's stream that repeat an earlier one in these columns, within the window after
+        that one's arrival, are left out. Reads the rows of the window that the log holds.
+
+        raises: ConfigError when the columns cannot serve; LogError
+        """
+
+    def dedupe_stats(self, stream: int) -> dict[str, int]:
+        """`duplicates` left out and `evicted` keys since the start, `keys` in memory; zeros without `dedupe`."""
+
     def partitions(self) -> int: ...
     def append(self, parts: list[tuple[int, pa.RecordBatch]]) -> list[tuple[int, int, int, int]]:
         """Appends rows of one or more schemas in one commit and returns once they are durable.
