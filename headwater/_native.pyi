@@ -44,6 +44,18 @@ class Log:
     ) -> None:
         """Makes a schema known. The registry must hold it durably before."""
 
+    def inferred(self, stream: int) -> tuple[int, list[tuple[str, str, str]]]:
+        """Id of the stream's newest schema (0: none yet), and its fields that messages have shown: (column, type,
+        path in the payload), in the order of their columns."""
+
+    def infer(self, schema: int, fields: list[tuple[str, str, str]]) -> int:
+        """Gives the stream of `schema` further columns, (column, type, path) each; the id of the schema that
+        has them, which is durable and registered.
+
+        schema: ends with the columns of all fields inferred before
+        raises: LogError when it does not, as when another thread was faster, or when it cannot be written
+        """
+
     def partitions(self) -> int: ...
     def append(self, parts: list[tuple[int, pa.RecordBatch]]) -> list[tuple[int, int, int, int]]:
         """Appends rows of one or more schemas in one commit and returns once they are durable.
@@ -104,7 +116,7 @@ class Gateway:
 
         options: `host`, `port` and the limits of the `mqtt` section
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
-                 `fields` [(name, type, path)]
+                 `fields` [(name, type, path)], `infer` (further fields come from the messages)
         raises:  ListenError, ConfigError
         """
 
@@ -130,6 +142,13 @@ def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.Re
 
     stream:  as for `Gateway`, with a topic that captures nothing
     returns: `ts`, `received_at` and the declared fields, one row per reading
+    raises:  RecordError with reason and position
+    """
+
+def undeclared(stream: dict[str, Any], payload: bytes) -> list[tuple[str, str, str]]:
+    """Columns (name, type, path) for the fields that the payload shows and the declaration lacks.
+
+    stream:  as for `decode`, with `infer`
     raises:  RecordError with reason and position
     """
 

@@ -223,13 +223,16 @@ class StreamSettings(Section):
     """A named, typed table fed by a topic filter."""
 
     topic: str = Field(description="Topic filter; `{name}` captures a level into a column.")
-    format: Literal["json"] = Field("json", description="Format of the payload.")
+    format: Literal["json", "cbor", "msgpack", "senml-json", "senml-cbor", "influx", "csv"] = Field(
+        "json", description="Format of the payload."
+    )
     time: Annotated[TimeSettings | None, BeforeValidator(_time)] = Field(
         None, description="Payload field with the event time; absent: time of arrival."
     )
     fields: dict[str, Annotated[FieldSettings, BeforeValidator(_field)]] = Field(
-        description="Declared fields and their types."
+        description='Declared fields and their types; `"infer"`: they come from the messages.'
     )
+    infer: bool = Field(False, description='Fields come from the messages; written `fields = "infer"`.')
     key: str | None = Field(
         None, description="String column that orders and partitions; default `device`, else the last capture."
     )
@@ -255,6 +258,13 @@ class StreamSettings(Section):
             return "device"
         return self.captures[-1] if self.captures else None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _inferred(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("fields") == "infer":
+            values = {**values, "fields": {}, "infer": True}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         levels = self.topic.split("/")
@@ -270,8 +280,10 @@ class StreamSettings(Section):
         captures = self.captures
         if len(set(captures)) != len(captures):
             raise ValueError(f"topic {self.topic!r} captures a name twice")
-        if not self.fields:
-            raise ValueError("fields: a stream needs at least one declared field")
+        if not self.fields and not self.infer:
+            raise ValueError('fields: a stream needs at least one declared field, or fields = "infer"')
+        if self.fields and self.infer:
+            raise ValueError('fields: either declare them or write fields = "infer", which sets infer')
         for name in self.fields:
             if not NAME.fullmatch(name):
                 raise ValueError(f"field {name!r}: a name is lower-case letters, digits and _, at most 63")

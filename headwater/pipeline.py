@@ -17,19 +17,18 @@ from typing import IO
 import structlog
 
 from headwater import database as db
-from headwater import durable
+from headwater import durable, schemas
 from headwater.alerts.notify import Notifier
 from headwater.alerts.service import AlarmService
 from headwater.api.parts import Parts
-from headwater.config import Settings, StreamSettings
+from headwater.config import Settings
 from headwater.devices.shadow import ShadowService
-from headwater.errors import ConfigError, DataDirectoryError, SqlError
+from headwater.errors import DataDirectoryError
 from headwater.gateway.listener import Gateway
 from headwater.log.embedded import EmbeddedLog
-from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, Column, ColumnType, Schema
+from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS
 from headwater.store.embedded import EmbeddedStore
 from headwater.streams.embedded import EmbeddedEngine
-from headwater.streams.sql import Plan, plan
 from headwater.worker import Worker
 
 logger = structlog.get_logger(__name__)
@@ -56,13 +55,13 @@ class Pipeline:
         # Of a process that was killed: its addresses are nobody's now.
         (self.directory / "run.json").unlink(missing_ok=True)
         self.database = db.Database.in_directory(self.directory, settings.database_url)
-        plans = _plan_queries(settings)
-        self.schemas = _register(self.database, settings, plans)
+        schemas.planned(settings)
         with self.database.read() as connection:
             every_version = db.schemas(connection)
         self.log = EmbeddedLog(self.directory / "log", settings.log, every_version)
         recovery = self.log.recovery()
         logger.info("log opened", **recovery)
+        self.schemas, plans = schemas.registered(self.database, self.log, settings)
         self._workers: list[Worker] = []
         store = engine = alarms = notifier = shadows = None
         if settings.pipeline.enabled:
@@ -165,65 +164,11 @@ def _lock(directory: Path) -> IO[str]:
     return file
 
 
-def stream_columns(stream: StreamSettings) -> tuple[Column, ...]:
-    """Columns of a declared stream: captured levels, event time, time of arrival, fields."""
-    return (
-        *(Column(level, ColumnType.STRING) for level in stream.captures),
-        Column("ts", ColumnType.TIMESTAMP),
-        Column("received_at", ColumnType.TIMESTAMP),
-        *(Column(name, field.type) for name, field in stream.fields.items()),
-    )
-
-
-def _plan_queries(settings: Settings) -> dict[str, Plan]:
-    """Plans of all queries, each after the queries it reads. raises: ConfigError naming the query and the position"""
-    tables = {
-        name: Schema(0, 0, name, stream_columns(stream), stream.key_column)
-        for name, stream in settings.streams.items()
-    }
-    plans: dict[str, Plan] = {}
-    waiting = dict(settings.queries)
-    while waiting:
-        refusals: dict[str, SqlError] = {}
-        for name, query in waiting.items():
-            try:
-                plans[name] = plan(query.sql, name, tables)
-                tables[name] = Schema(0, 0, name, plans[name].columns, plans[name].key)
-            except SqlError as error:
-                refusals[name] = error
-        if len(refusals) == len(waiting):
-            # No order of the queries helps: the first one is wrong, or reads one that is, or they read each other.
-            name, refusal = next(iter(refusals.items()))
-            where = "" if refusal.position is None else f" at character {refusal.position}"
-            raise ConfigError(f"queries.{name}.sql{where}: {refusal}") from refusal
-        waiting = {name: waiting[name] for name in refusals}
-    return plans
-
-
-def _register(database: db.Database, settings: Settings, plans: dict[str, Plan]) -> dict[str, Schema]:
-    """Schemas of all declared streams and queries, durable in the registry before anything is written with them."""
-    wanted = {name: (stream_columns(stream), stream.key_column) for name, stream in settings.streams.items()}
-    wanted |= {name: (query.columns, query.key) for name, query in plans.items()}
-    found = {}
-    with database.begin() as connection:
-        known = db.schemas(connection)
-        for name, (columns, key) in wanted.items():
-            if problem := db.conflict(known, name, columns):
-                raise ConfigError(problem)
-            found[name] = db.register(connection, name, columns, key)
-    return found
-
-
 def check(settings: Settings) -> None:
     """Everything of the settings that can be checked without a data directory: queries and alarm conditions.
 
     raises: ConfigError
     """
-    plans = _plan_queries(settings)
-    schemas = {
-        name: Schema(0, 0, name, stream_columns(stream), stream.key_column)
-        for name, stream in settings.streams.items()
-    }
-    schemas |= {name: Schema(0, 0, name, query.columns, query.key) for name, query in plans.items()}
-    AlarmService.check(settings.alarms, schemas)
+    tables, _ = schemas.planned(settings)
+    AlarmService.check(settings.alarms, tables)
     Notifier.check(settings.notify)

@@ -38,6 +38,11 @@ class ColumnType(StrEnum):
         """The Arrow type of batches: timestamps are microseconds in UTC."""
         return _ARROW[self]
 
+    @classmethod
+    def of_arrow(cls, type_: pa.DataType) -> ColumnType:
+        """The column type whose batches have this Arrow type."""
+        return next(column for column, arrow in _ARROW.items() if arrow == type_)
+
 
 _ARROW: Final = {
     ColumnType.DOUBLE: pa.float64(),

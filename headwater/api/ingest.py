@@ -47,8 +47,7 @@ def append(parts: Parts, name: str, body: bytes, levels: dict[str, str]) -> dict
             f"ingesting into stream {name!r}: parameters {sorted(unknown)} are no captured levels of its topic "
             f"{settings.topic!r}"
         )
-    schema = parts.schemas[name]
-    batch = decode(name, settings, schema, body, parts.clock())
+    schema, batch = decode(parts.log, name, settings, parts.schemas[name], body, parts.clock())
     columns = list(batch.columns)
     for at, column in enumerate(schema.columns):
         if column.name in levels:

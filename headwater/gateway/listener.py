@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from headwater import _native
 from headwater.config import MqttSettings, StreamSettings
-from headwater.log.embedded import EmbeddedLog
+from headwater.log.embedded import EmbeddedLog, InferredField
 from headwater.records import Schema
 
 #: Topics whose messages are also logged raw, because a service of ours answers them.
@@ -33,7 +33,10 @@ class Gateway:
         options = settings.model_dump(exclude={"insecure"})
         options["threads"] = settings.threads or os.cpu_count() or 1
         options["raw_filters"] = list(RAW_FILTERS)
-        bindings = [declaration(name, stream, schema) for name, (stream, schema) in streams.items()]
+        bindings = [
+            declaration(name, stream, schema, log.inferred(schema.stream) if stream.infer else ())
+            for name, (stream, schema) in streams.items()
+        ]
         self._native = _native.Gateway(log.native, options, bindings)
 
     def address(self) -> str:
@@ -61,8 +64,16 @@ class Gateway:
         self._native.stop(drain_s)
 
 
-def declaration(name: str, stream: StreamSettings, schema: Schema) -> dict[str, Any]:
-    """A stream's declaration as the native decoder takes it."""
+def declaration(
+    name: str, stream: StreamSettings, schema: Schema, inferred: Sequence[InferredField] = ()
+) -> dict[str, Any]:
+    """A stream's declaration as the native decoder takes it.
+
+    inferred: fields that messages have shown so far, where the stream infers them
+    """
+    fields = [
+        (field, settings.type.value, settings.path or field) for field, settings in stream.fields.items()
+    ]
     return {
         "schema": schema.id,
         "name": name,
@@ -70,24 +81,37 @@ def declaration(name: str, stream: StreamSettings, schema: Schema) -> dict[str, 
         "format": stream.format,
         "time": stream.time.path if stream.time else None,
         "time_unit": stream.time.unit if stream.time else "auto",
-        "fields": [
-            (field, settings.type.value, settings.path or field) for field, settings in stream.fields.items()
-        ],
+        "fields": [*fields, *inferred],
+        "infer": stream.infer,
     }
 
 
 def decode(
-    name: str, stream: StreamSettings, schema: Schema, payload: bytes, received_at_us: int
-) -> pa.RecordBatch:
+    log: EmbeddedLog,
+    name: str,
+    stream: StreamSettings,
+    schema: Schema,
+    payload: bytes,
+    received_at_us: int,
+) -> tuple[Schema, pa.RecordBatch]:
     """Readings of an HTTP body, decoded by the same code as MQTT payloads.
 
     Without a topic the captured levels are taken from string fields of the same names.
 
-    returns: one row per reading, the stream's columns
+    schema:  the stream's newest
+    returns: the schema, a wider one where the stream infers its fields and the payload shows new ones; one row per
+             reading, the schema's columns
     raises:  RecordError: what is wrong with the payload, or a reading without its key
     """
-    spec = declaration(name, stream, schema)
-    spec["topic"] = "http"
-    spec["fields"] = [(level, "string", level) for level in stream.captures] + spec["fields"]
-    batch = _native.decode(spec, payload, received_at_us)
-    return batch.select([column.name for column in schema.columns])
+    captured = [(level, "string", level) for level in stream.captures]
+    while True:
+        inferred = log.inferred(schema.stream) if stream.infer else ()
+        spec = declaration(name, stream, schema, inferred)
+        spec["topic"] = "http"
+        spec["fields"] = captured + spec["fields"]
+        new = _native.undeclared(spec, payload) if stream.infer else []
+        if not new:
+            schema = log.newest(schema) if stream.infer else schema
+            batch = _native.decode(spec, payload, received_at_us)
+            return schema, batch.select([column.name for column in schema.columns])
+        log.infer(schema, new)

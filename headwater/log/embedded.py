@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pyarrow as pa
 
 from headwater import _native, durable
 from headwater.config import LogSettings
-from headwater.records import Offsets, Schema
+from headwater.records import Column, ColumnType, Offsets, Schema
+
+#: A field that messages have shown: its column, the column's type, its path in the payload.
+InferredField = tuple[str, str, str]
 
 
 class EmbeddedReader:
@@ -54,6 +58,25 @@ class EmbeddedLog:
 
     def register(self, schema: Schema) -> None:
         self.native.register(*_native_schema(schema))
+
+    def inferred(self, stream: int) -> list[InferredField]:
+        """Fields that messages of the stream have shown so far, in the order of their columns."""
+        return self.native.inferred(stream)[1]
+
+    def infer(self, schema: Schema, fields: Sequence[InferredField]) -> Schema:
+        """Gives the stream of `schema` further columns, durably; its newest schema. raises: LogError"""
+        newest = self.newest(schema)
+        # Somebody else may have been faster: then the caller looks again at what is missing.
+        if len(newest.columns) == len(schema.columns):
+            self.native.infer(newest.id, list(fields))
+        return self.newest(schema)
+
+    def newest(self, schema: Schema) -> Schema:
+        """The newest schema of the stream of `schema`, which it extends by fields inferred since."""
+        id_, fields = self.native.inferred(schema.stream)
+        known = {column.name for column in schema.columns}
+        added = tuple(Column(name, ColumnType(type_)) for name, type_, _ in fields if name not in known)
+        return replace(schema, id=id_, columns=schema.columns + added) if added else schema
 
     def append(self, parts: Sequence[tuple[Schema, pa.RecordBatch]]) -> None:
         self.native.append([(schema.id, batch) for schema, batch in parts])

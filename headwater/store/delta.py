@@ -93,7 +93,7 @@ class StoredTable:
             # A commit may have been read back from memory before it reached the disk.
             durable.sync_file(self._commit_file(self._table.version()))
             durable.sync_directory(self._log)
-            self._evolve(columns)
+            self.evolve(columns)
             self._load()
             self._remove_orphans()
 
@@ -202,7 +202,8 @@ class StoredTable:
         durable.sync_directory(self._log)
         durable.sync_directory(self.directory)
 
-    def _evolve(self, columns: Sequence[Column]) -> None:
+    def evolve(self, columns: Sequence[Column]) -> None:
+        """Gives the table the columns it lacks, durably. raises: StoreError when one changes its type"""
         known = {column.name: column.type for column in self.columns}
         for column in columns:
             if known.get(column.name, column.type) is not column.type:

@@ -64,9 +64,13 @@ class _Entry:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The declared columns, then those that only older files have."""
-        declared = {column.name for column in self.schema.columns}
-        return self.schema.columns + tuple(c for c in self.stored.columns if c.name not in declared)
+        """The declared columns and those inferred since, then those that only older files have."""
+        found = {column.name: column for column in self.schema.columns}
+        for each in self.tail.schema:
+            found.setdefault(each.name, Column(each.name, ColumnType.of_arrow(each.type)))
+        for column in self.stored.columns:
+            found.setdefault(column.name, column)
+        return tuple(found.values())
 
     @property
     def shown(self) -> tuple[Column, ...]:
@@ -256,6 +260,8 @@ class EmbeddedStore:
             return
         stored, key = entry.stored, entry.schema.key
         try:
+            if len(entry.columns) > len(stored.columns):
+                stored.evolve(entry.columns)
             written = []
             for number, (hour, part) in enumerate(_by_hour(rows, now)):
                 stem = stored.stem(number, part.column_names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from headwater.log.base import Reader
-from headwater.records import Offsets, Schema
+from headwater.records import READER_COLUMNS, Offsets, Schema
 
 #: Batches are joined until they have this many rows: a query scans few large ones faster than many small ones. Ours.
 _JOINED_ROWS = 65_536
@@ -37,6 +37,9 @@ class Tail:
             return 0
         self.offsets = self._reader.offsets()
         if batch.num_rows:
+            names = [name for name in batch.schema.names if name not in READER_COLUMNS]
+            if len(names) > len(self._schema):
+                self._widen(pa.schema([batch.schema.field(name) for name in names]))
             batch = batch.select(self._schema.names)
             self._batches.append(batch)
             self._join()
@@ -44,6 +47,17 @@ class Tail:
             self.bytes += batch.nbytes
             self.since = now_us if self.since is None else self.since
         return int(batch.num_rows)
+
+    def _widen(self, schema: pa.Schema) -> None:
+        """The stream has got columns, which are NULL in the rows that are here already."""
+        self._schema = schema
+        self._batches = [_widened(batch, schema) for batch in self._batches]
+        self._frozen = [_widened(batch, schema) for batch in self._frozen]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows here."""
+        return self._schema
 
     @property
     def waiting(self) -> int:
@@ -78,3 +92,12 @@ class Tail:
             if before.num_rows >= _JOINED_ROWS or before.num_rows > 2 * last.num_rows:
                 return
             self._batches[-2:] = [pa.concat_batches([before, last])]
+
+
+def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    names = set(batch.schema.names)
+    columns = [
+        batch.column(field.name) if field.name in names else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

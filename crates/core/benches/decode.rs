@@ -1,29 +1,41 @@
-//! Cost of decoding one payload: the smallest real one, a nested 1 kB object, an array and a wide reading.
+//! Cost of decoding one payload, as the gateway does it: each format with the same reading, and JSON of several shapes.
 
 use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use headwater_core::decode::{Decoded, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit};
+use headwater_core::decode::{
+    Decoded, EXTRA, FieldSpec, Format, Plain, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
+};
 use headwater_core::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
 
-fn plan(fields: &[(&str, ColumnType, &str)]) -> StreamPlan {
+const DOUBLE: ColumnType = ColumnType::Double;
+const THREE: [(&str, ColumnType, &str); 3] = [
+    ("temperature", DOUBLE, "temperature"),
+    ("humidity", DOUBLE, "humidity"),
+    ("battery", DOUBLE, "battery"),
+];
+
+fn plan(format: Format, fields: &[(&str, ColumnType, &str)], infer: bool) -> StreamPlan {
     let spec = StreamSpec {
         name: "telemetry".into(),
         topic: "dt/{site}/{device}/telemetry".into(),
-        format: Format::Json,
+        format,
         time: Some(TimeSpec { path: "ts".into(), unit: TimeUnit::Auto }),
         fields: fields
             .iter()
             .map(|(name, ty, path)| FieldSpec { name: (*name).into(), ty: *ty, path: (*path).into() })
             .collect(),
         captures: vec!["site".into(), "device".into()],
+        infer,
     };
     let captures = ["site", "device"].map(|name| (name.to_owned(), ColumnType::String));
     let times = ["ts", "received_at"].map(|name| (name.to_owned(), ColumnType::Timestamp));
+    let extra = infer.then(|| (EXTRA.to_owned(), ColumnType::String));
     let declared = spec.fields.iter().map(|field| (field.name.clone(), field.ty));
-    let columns = captures.into_iter().chain(times).chain(declared).map(|(name, ty)| Column { name, ty });
-    let schema = Schema::new(SchemaId(16), StreamId(16), "telemetry", columns.collect(), Some("device"));
+    let columns = captures.into_iter().chain(times).chain(extra).chain(declared);
+    let columns = columns.map(|(name, ty)| Column { name, ty }).collect();
+    let schema = Schema::new(SchemaId(16), StreamId(16), "telemetry", columns, Some("device"));
     StreamPlan::new(&spec, Arc::new(schema.expect("schema"))).expect("plan")
 }
 
@@ -43,38 +55,99 @@ fn nested() -> String {
     )
 }
 
-fn decode(c: &mut Criterion) {
-    let double = ColumnType::Double;
-    let three = [
-        ("temperature", double, "temperature"),
-        ("humidity", double, "humidity"),
-        ("battery", double, "battery"),
-    ];
+/// The reading of `TELEMETRY` as CBOR or MessagePack: heads of map, short text, 64-bit integer and double.
+fn binary(map: u8, text: u8, integer: u8, double: u8) -> Vec<u8> {
+    let mut out = vec![map | 5];
+    let put = |out: &mut Vec<u8>, value: &str| {
+        out.push(text | value.len() as u8);
+        out.extend_from_slice(value.as_bytes());
+    };
+    put(&mut out, "device_id");
+    put(&mut out, "d000001");
+    put(&mut out, "ts");
+    out.push(integer);
+    out.extend_from_slice(&1_732_000_000_123u64.to_be_bytes());
+    for (name, value) in [("temperature", 21.5f64), ("humidity", 40.2), ("battery", 3.712)] {
+        put(&mut out, name);
+        out.push(double);
+        out.extend_from_slice(&value.to_be_bytes());
+    }
+    out
+}
+
+/// SenML labels of bn, bt, n and v in CBOR, and three records.
+fn senml_cbor() -> Vec<u8> {
+    let mut out = vec![0x83];
+    for (at, (name, value)) in
+        [("temperature", 21.5f64), ("humidity", 40.2), ("battery", 3.712)].into_iter().enumerate()
+    {
+        out.push(if at == 0 { 0xa4 } else { 0xa2 });
+        if at == 0 {
+            out.extend_from_slice(&[0x21, 0x68]);
+            out.extend_from_slice(b"d000001:");
+            out.extend_from_slice(&[0x22, 0xfb]);
+            out.extend_from_slice(&1_732_000_000.123f64.to_be_bytes());
+        }
+        out.extend_from_slice(&[0x00, 0x60 | name.len() as u8]);
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(&[0x02, 0xfb]);
+        out.extend_from_slice(&value.to_be_bytes());
+    }
+    out
+}
+
+fn cases() -> Vec<(&'static str, StreamPlan, Vec<u8>)> {
     let wide_names: Vec<String> = (0..20).map(|at| format!("field_{at}")).collect();
-    let wide: Vec<_> = wide_names.iter().map(|name| (name.as_str(), double, name.as_str())).collect();
+    let wide: Vec<_> = wide_names.iter().map(|name| (name.as_str(), DOUBLE, name.as_str())).collect();
     let wide_members: Vec<String> =
         (0..20).map(|at| format!("\"field_{at}\":{}.{:02}", at * 7, at * 3)).collect();
     let nested_fields = [
         ("rssi", ColumnType::Bigint, "radio.rssi"),
         ("gateway", ColumnType::String, "radio.gateway"),
         ("fw", ColumnType::String, "meta.fw"),
-        ("s7", double, "sensors.s7.value"),
+        ("s7", DOUBLE, "sensors.s7.value"),
     ];
-    let cases = [
-        ("telemetry", plan(&three), TELEMETRY.to_owned()),
-        ("nested_1kB", plan(&nested_fields), nested()),
-        ("array_of_100", plan(&three), format!("[{}]", vec![TELEMETRY; 100].join(","))),
-        ("wide_20_fields", plan(&wide), format!("{{\"ts\":1732000000123,{}}}", wide_members.join(","))),
-    ];
+    let text = ColumnType::String;
+    let strings = [("state", text, "state"), ("note", text, "note"), ("path", text, "path")];
+    let said = r#"{"ts":1732000000123,"state":"running","note":"door \"B\" opened \u2014 see log","path":"C:\\plant\\7"}"#;
+    let senml = r#"[{"bn":"d000001:","bt":1732000000.123,"n":"temperature","v":21.5},{"n":"humidity","v":40.2},{"n":"battery","v":3.712}]"#;
+    let line = "telemetry,device_id=d000001 temperature=21.5,humidity=40.2,battery=3.712 1732000000123";
+    let record = "ts,temperature,humidity,battery\n1732000000123,21.5,40.2,3.712\n";
+    let json = |fields: &[_], payload: String| (plan(Format::Json, fields, false), payload.into_bytes());
+    let mut cases = Vec::new();
+    let mut add = |name, (plan, payload)| cases.push((name, plan, payload));
+    add("json", json(&THREE, TELEMETRY.to_owned()));
+    add("json_nested_1kB", json(&nested_fields, nested()));
+    add("json_array_of_100", json(&THREE, format!("[{}]", vec![TELEMETRY; 100].join(","))));
+    add("json_20_fields", json(&wide, format!("{{\"ts\":1732000000123,{}}}", wide_members.join(","))));
+    add("json_strings", json(&strings, said.to_owned()));
+    let with_device = [&[("device_id", text, "device_id")][..], &THREE[..]].concat();
+    add("json_inferred", (plan(Format::Json, &with_device, true), TELEMETRY.into()));
+    let three = |format| plan(format, &THREE, false);
+    add("cbor", (three(Format::Cbor), binary(0xa0, 0x60, 0x1b, 0xfb)));
+    add("msgpack", (three(Format::Msgpack), binary(0x80, 0xa0, 0xcf, 0xcb)));
+    add("senml_json", (three(Format::SenmlJson), senml.into()));
+    add("senml_cbor", (three(Format::SenmlCbor), senml_cbor()));
+    add("influx", (three(Format::Influx), line.into()));
+    add("csv", (three(Format::Csv), record.into()));
+    cases
+}
+
+fn decode(c: &mut Criterion) {
+    let captures = [&b"plant7"[..], b"d000001"];
     let mut group = c.benchmark_group("decode");
-    for (name, plan, payload) in &cases {
-        let mut decoded = Decoded::new();
+    for (name, plan, payload) in &cases() {
+        let (mut decoded, mut plain) = (Decoded::new(), Plain::default());
         group.throughput(Throughput::Bytes(payload.len() as u64));
         group.bench_function(*name, |b| {
             b.iter(|| {
-                let payload = black_box(payload.as_bytes());
-                plan.decode(payload, &[b"plant7", b"d000001"], 1_732_000_000_000_000, &mut decoded)
-                    .expect("valid");
+                let payload = black_box(payload.as_slice());
+                if plan.decode_plain(payload, 1_732_000_000_000_000, &mut plain) {
+                    black_box(plain.row(&captures, payload));
+                    return 1;
+                }
+                plan.decode(payload, &captures, 1_732_000_000_000_000, &mut decoded).expect("valid");
+                assert!(decoded.undeclared().is_empty());
                 black_box(decoded.rows())
             });
         });

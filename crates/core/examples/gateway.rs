@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         time: Some(TimeSpec { path: "ts".into(), unit: TimeUnit::Auto }),
         fields,
         captures: vec!["site".into(), "device".into()],
+        infer: false,
     };
 
     let options = LogOptions { retention_bytes: 256 << 20, ..LogOptions::default() };

@@ -242,6 +242,16 @@ impl Rows {
         self.len += 1;
     }
 
+    /// Gives all rows the columns that `schema` has behind the present ones; they are NULL.
+    pub fn widen(&mut self, schema: SchemaRef) {
+        for column in schema.columns.iter().skip(self.columns.len()) {
+            let mut rows = ColumnRows::new(column.ty);
+            (0..self.len).for_each(|row| _ = rows.push(row, Cell::Null));
+            self.columns.push(rows);
+        }
+        self.schema = schema;
+    }
+
     /// The cells of row `row`, in the order of the schema's columns: what `push` takes.
     pub fn cells(&self, row: usize) -> impl Iterator<Item = Cell<'_>> {
         self.columns
@@ -319,6 +329,18 @@ mod tests {
         to.push(from.cells(0)).unwrap();
         to.push(from.cells(1)).unwrap();
         assert_eq!(from.columns, to.columns);
+    }
+
+    #[test]
+    fn wider_rows_are_null_where_they_were_not() {
+        let mut rows = rows();
+        rows.push([Cell::Bytes(b"a"), Cell::Timestamp(1), Cell::Double(1.5)]).unwrap();
+        let mut wider = (*rows.schema).clone();
+        wider.columns.push(Column { name: "unit".into(), ty: ColumnType::String });
+        rows.widen(Arc::new(wider));
+        rows.push([Cell::Bytes(b"b"), Cell::Timestamp(2), Cell::Null, Cell::Bytes(b"C")]).unwrap();
+        assert_eq!(rows.cells(0).last(), Some(Cell::Null));
+        assert_eq!(rows.cells(1).last(), Some(Cell::Bytes(b"C")));
     }
 
     #[test]

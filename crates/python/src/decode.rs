@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use headwater_core::decode::{
-    Decoded, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit, topic_captures,
+    DecodeError, Decoded, EXTRA, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
+    topic_captures,
 };
 use headwater_core::rows::Rows;
 use headwater_core::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
@@ -15,7 +16,8 @@ use crate::arrow::batch_to_python;
 use crate::{errors, rows};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(decode, module)?)
+    module.add_function(wrap_pyfunction!(decode, module)?)?;
+    module.add_function(wrap_pyfunction!(undeclared, module)?)
 }
 
 /// A stream's declaration as `headwater.gateway.listener.declaration` writes it.
@@ -29,6 +31,7 @@ pub struct Declaration {
     time: Option<String>,
     time_unit: String,
     fields: Vec<(String, String, String)>,
+    infer: bool,
 }
 
 impl Declaration {
@@ -46,6 +49,7 @@ impl Declaration {
             time: self.time.clone().map(|path| TimeSpec { path, unit }),
             fields: self.fields.iter().map(field).collect::<Result<_, _>>()?,
             captures: topic_captures(&self.topic)?,
+            infer: self.infer,
         })
     }
 }
@@ -56,6 +60,7 @@ fn schema_of(spec: &StreamSpec) -> Result<Schema, String> {
         spec.captures.iter().map(|name| column(name, ColumnType::String)).collect();
     columns.push(column("ts", ColumnType::Timestamp));
     columns.push(column("received_at", ColumnType::Timestamp));
+    columns.extend(spec.infer.then(|| column(EXTRA, ColumnType::String)));
     columns.extend(spec.fields.iter().map(|field| column(&field.name, field.ty)));
     Schema::new(SchemaId(0), StreamId(0), &spec.name, columns, None)
 }
@@ -71,6 +76,30 @@ fn decode_batch(spec: &StreamSpec, payload: &[u8], received_at_us: i64) -> Resul
         readings.push(decoded.cells(row)).map_err(|error| error.to_string())?;
     }
     rows::to_batch(&readings)
+}
+
+/// Columns for the fields that the payload shows and the declaration lacks.
+fn new_fields(spec: &StreamSpec, payload: &[u8]) -> Result<Vec<FieldSpec>, String> {
+    let plan = StreamPlan::new(spec, Arc::new(schema_of(spec)?))?;
+    let mut decoded = Decoded::new();
+    let refused = |error: DecodeError| format!("{}: {error}", error.reason());
+    plan.decode(payload, &[], 0, &mut decoded).map_err(refused)?;
+    Ok(plan.columns_for(&decoded, &spec.fields))
+}
+
+#[pyfunction]
+fn undeclared(
+    py: Python<'_>,
+    stream: Declaration,
+    payload: &[u8],
+) -> PyResult<Vec<(String, &'static str, String)>> {
+    let spec = stream.spec().map_err(PyValueError::new_err)?;
+    match py.detach(|| new_fields(&spec, payload)) {
+        Ok(fields) => Ok(fields.into_iter().map(|field| (field.name, field.ty.name(), field.path)).collect()),
+        Err(problem) => {
+            Err(errors::raise(py, "RecordError", format!("decoding for stream {:?}: {problem}", spec.name)))
+        }
+    }
 }
 
 #[pyfunction]

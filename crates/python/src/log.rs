@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrow_array::builder::StringBuilder;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt32Type;
-use headwater_core::log::{Durability, Log, LogOptions, Reader};
+use headwater_core::log::{Durability, InferredField, Log, LogError, LogOptions, Reader};
 use headwater_core::rows::Rows;
 use headwater_core::schema::{Column, ColumnType, Offset, Partition, Schema, SchemaId, SchemaRef, StreamId};
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +21,9 @@ use crate::{errors, rows};
 
 /// (schema id, stream id, stream name, [(column, type)], key column)
 type SchemaTuple = (u32, u16, String, Vec<(String, String)>, Option<String>);
+
+/// (column, type, path in the payload)
+type FieldTuple = (String, &'static str, String);
 
 #[pyclass(name = "Log", module = "headwater._native", frozen)]
 pub struct PyLog {
@@ -39,6 +42,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 impl PyLog {
+    fn remember(&self, schema: &SchemaRef) {
+        self.schemas.write().insert(schema.id.0, schema.clone());
+    }
+
     /// The registered schema of that id.
     pub fn schema(&self, id: u32) -> PyResult<SchemaRef> {
         let found = self.schemas.read().get(&id).cloned();
@@ -130,6 +137,30 @@ impl PyLog {
         let registered = self.log.register(schema).map_err(|error| errors::of_log(py, error))?;
         self.schemas.write().insert(id, registered);
         Ok(())
+    }
+
+    fn inferred(&self, py: Python<'_>, stream: u16) -> PyResult<(u32, Vec<FieldTuple>)> {
+        let (fields, schema) = match self.log.inferred(StreamId(stream)) {
+            // Nothing of the stream has been registered yet.
+            Err(LogError::UnknownStream(_)) => return Ok((0, Vec::new())),
+            found => found.map_err(|error| errors::of_log(py, error))?,
+        };
+        let fields = fields.into_iter().map(|field| (field.name, field.ty.name(), field.path)).collect();
+        self.remember(&schema);
+        Ok((schema.id.0, fields))
+    }
+
+    fn infer(&self, py: Python<'_>, schema: u32, fields: Vec<(String, String, String)>) -> PyResult<u32> {
+        let current = self.schema(schema)?;
+        let fields = fields.into_iter().map(|(name, ty, path)| match ColumnType::from_name(&ty) {
+            Some(ty) => Ok(InferredField { name, ty, path }),
+            None => Err(PyValueError::new_err(format!("field {name:?} has unknown type {ty:?}"))),
+        });
+        let fields = fields.collect::<PyResult<Vec<_>>>()?;
+        let wider = py.detach(|| self.log.infer(&current, &fields));
+        let wider = wider.map_err(|error| errors::of_log(py, error))?;
+        self.remember(&wider);
+        Ok(wider.id.0)
     }
 
     fn partitions(&self) -> u16 {

@@ -1,8 +1,10 @@
 //! The readings of one payload as rows of cells: scratch that keeps its memory from payload to payload.
 
+use std::collections::HashMap;
+
 use crate::rows::Cell;
 
-use super::{DecodeError, MAX_READINGS};
+use super::{DecodeError, MAX_READINGS, Undeclared};
 
 /// Memory above which `clear` gives back what an unusually large payload needed.
 const KEEP_CELLS: usize = 256 * 1024;
@@ -35,12 +37,24 @@ pub struct Decoded {
     pub(super) faults: Vec<DecodeError>,
     /// A key or text without its escapes.
     pub(super) unescaped: Vec<u8>,
+    /// Where fields are inferred: the row's `_extra` so far.
+    pub(super) extra: Vec<u8>,
+    /// Fields that the payload shows and the plan does not know.
+    pub(super) undeclared: Vec<Undeclared>,
+    /// First cell of the row of each event time, where records are gathered by time.
+    pub(super) rows_at: HashMap<i64, usize>,
     rows: usize,
 }
 
 impl Decoded {
     pub fn new() -> Decoded {
         Decoded::default()
+    }
+
+    /// Where fields are inferred: those that the payload shows and no column has. While there are any, the rows lack
+    /// their values: see `StreamPlan::columns_for`.
+    pub fn undeclared(&self) -> &[Undeclared] {
+        &self.undeclared
     }
 
     /// Number of readings.
@@ -70,6 +84,9 @@ impl Decoded {
         self.arena.clear();
         self.faults.clear();
         self.template.clear();
+        self.extra.clear();
+        self.undeclared.clear();
+        self.rows_at.clear();
         if self.cells.capacity() > KEEP_CELLS {
             self.cells.shrink_to(KEEP_CELLS);
         }

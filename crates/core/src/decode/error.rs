@@ -7,17 +7,27 @@ use super::{MAX_DEPTH, MAX_READINGS};
 /// The whole payload is refused: none of its readings is stored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    #[error("the payload is empty, but a reading is a JSON object")]
+    #[error("the payload is empty, it holds no reading")]
     EmptyPayload,
     #[error("byte {at} is not valid UTF-8")]
     InvalidUtf8 { at: usize },
     #[error("not JSON at byte {at}: {problem}")]
     InvalidJson { at: usize, problem: &'static str },
+    #[error("not CBOR at byte {at}: {problem}")]
+    InvalidCbor { at: usize, problem: &'static str },
+    #[error("not MessagePack at byte {at}: {problem}")]
+    InvalidMsgpack { at: usize, problem: &'static str },
+    #[error("not SenML at byte {at}: {problem}")]
+    InvalidSenml { at: usize, problem: &'static str },
+    #[error("not line protocol at byte {at}: {problem}")]
+    InvalidInflux { at: usize, problem: &'static str },
+    #[error("not CSV at byte {at}: {problem}")]
+    InvalidCsv { at: usize, problem: &'static str },
     #[error("nested deeper than {MAX_DEPTH} levels at byte {at}")]
     TooDeep { at: usize },
     #[error("more than {MAX_READINGS} readings in one payload, or too long to hold; split it")]
     TooLarge,
-    #[error("a reading must be a JSON object, but byte {at} starts {found}")]
+    #[error("a reading must be an object, but byte {at} starts {found}")]
     NotAnObject { at: usize, found: &'static str },
     #[error("field {field:?} wants {wanted}, but byte {at} starts {found}")]
     TypeConflict { field: Arc<str>, at: usize, wanted: &'static str, found: &'static str },
@@ -31,10 +41,15 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// Every code that [`reason`](DecodeError::reason) can give, for metrics and documents.
-    pub const REASONS: [&'static str; 10] = [
+    pub const REASONS: [&'static str; 15] = [
         "empty-payload",
         "invalid-utf8",
         "invalid-json",
+        "invalid-cbor",
+        "invalid-msgpack",
+        "invalid-senml",
+        "invalid-influx",
+        "invalid-csv",
         "too-deep",
         "too-large",
         "not-an-object",
@@ -50,6 +65,11 @@ impl DecodeError {
             DecodeError::EmptyPayload => "empty-payload",
             DecodeError::InvalidUtf8 { .. } => "invalid-utf8",
             DecodeError::InvalidJson { .. } => "invalid-json",
+            DecodeError::InvalidCbor { .. } => "invalid-cbor",
+            DecodeError::InvalidMsgpack { .. } => "invalid-msgpack",
+            DecodeError::InvalidSenml { .. } => "invalid-senml",
+            DecodeError::InvalidInflux { .. } => "invalid-influx",
+            DecodeError::InvalidCsv { .. } => "invalid-csv",
             DecodeError::TooDeep { .. } => "too-deep",
             DecodeError::TooLarge => "too-large",
             DecodeError::NotAnObject { .. } => "not-an-object",

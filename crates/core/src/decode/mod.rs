@@ -9,31 +9,47 @@
 //! come before errors of meaning: a payload that is not JSON is `invalid-json` whatever else its
 //! fields hold, and a value that a later duplicate of its key replaces is never complained about.
 
+mod cbor;
+mod csv;
 mod decoded;
 mod error;
+mod extra;
+mod flat;
+mod influx;
 mod json;
+mod json_source;
 mod keys;
+mod msgpack;
 mod number;
 mod plain;
 mod plan;
 mod reading;
+mod senml;
+mod sink;
 mod spec;
 mod suggest;
 mod time;
+mod tree;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_formats;
 
 pub use decoded::Decoded;
 pub use error::DecodeError;
+pub use extra::Undeclared;
 pub use plain::Plain;
-pub use plan::StreamPlan;
+pub use plan::{EXTRA, StreamPlan};
 pub use spec::{FieldSpec, Format, StreamSpec, TimeSpec, TimeUnit, topic_captures};
 pub use suggest::{Suggestion, suggest};
 
 /// Containers that may be open at once; a 65th is `too-deep`. Ours: RFC 8259 section 9 lets a
 /// parser choose.
 pub const MAX_DEPTH: u32 = 64;
+
+/// Columns that a stream with inferred fields gets beside its own; further fields go to `_extra`.
+pub const MAX_INFERRED: usize = 256;
 
 /// Readings of one payload. Ours: `[{},{},...]` is three bytes a reading, but a row of cells each.
 pub const MAX_READINGS: usize = 65_536;

@@ -107,6 +107,8 @@ impl Reading<'_, '_> {
             };
             self.cursor.colon().ok()?;
             match index {
+                // Where fields are inferred, a new one is for `decode` to tell.
+                None if plan.extra.is_some() => return None,
                 None => self.cursor.skip_value(depth + 1).ok()?,
                 Some(index) => {
                     expected = if index + 1 == node.targets.len() { 0 } else { index + 1 };

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use crate::schema::{ColumnType, SchemaRef};
 
+use super::cbor::CborSource;
 use super::decoded::{Decoded, Stored};
 use super::error::DecodeError;
+use super::json_source::JsonSource;
 use super::keys::Keys;
+use super::msgpack::MsgpackSource;
 use super::plain::MAX_WORDS;
 use super::spec::{Format, StreamSpec, TimeUnit, topic_captures};
-use super::{MAX_DEPTH, reading};
+use super::{MAX_DEPTH, csv, influx, reading, senml, tree};
 
 /// Compiled once per stream, then shared by all gateway threads.
 #[derive(Debug)]
@@ -20,6 +23,14 @@ pub struct StreamPlan {
     pub(super) schema: SchemaRef,
     /// The declaration allows for `decode_plain`.
     pub(super) plain: bool,
+    /// The column `_extra`, where fields are inferred.
+    pub(super) extra: Option<u16>,
+    /// Fields inferred so far.
+    pub(super) inferred: usize,
+    /// Whole paths, for formats whose fields are not nested.
+    pub(super) flat: Keys,
+    /// The columns of each of them.
+    pub(super) flat_slots: Vec<Vec<Slot>>,
     /// Names of the columns in schema order, for error messages.
     pub(super) names: Vec<Arc<str>>,
     /// Objects that hold declared fields; the first is the reading itself.
@@ -34,6 +45,8 @@ pub(super) struct Node {
     pub targets: Vec<Target>,
     /// Every column beneath: a second object under the same key starts anew.
     pub beneath: Vec<u16>,
+    /// Path of the object in the reading, empty for the reading itself.
+    pub path: String,
 }
 
 #[derive(Debug)]
@@ -61,18 +74,21 @@ pub(super) enum Kind {
 }
 
 impl StreamPlan {
-    /// Columns of `schema` must be: captures in topic order (string), `ts` and `received_at` (timestamp), then the
-    /// fields in declared order.
+    /// Columns of `schema` must be: captures in topic order (string), `ts` and `received_at` (timestamp), `_extra`
+    /// (string) where fields are inferred, then the fields in declared order.
     ///
     /// Errors: a sentence for the author of the configuration, which names stream, field and what was found.
     pub fn new(spec: &StreamSpec, schema: SchemaRef) -> Result<StreamPlan, String> {
         let stream = &spec.name;
         check_columns(spec, &schema)?;
         let mut tree = Tree { objects: vec![Object::default()] };
+        let mut flat: Vec<(String, Vec<Slot>)> = Vec::new();
+        let first = spec.captures.len() + 2 + usize::from(spec.infer);
         if let Some(time) = &spec.time {
             let column = spec.captures.len() as u16;
             let slot = Slot { column, kind: Kind::Timestamp(time.unit) };
             tree.add(&time.path, slot).map_err(|problem| format!("time of stream {stream:?}: {problem}"))?;
+            add_flat(&mut flat, &time.path, slot);
         }
         for (at, field) in spec.fields.iter().enumerate() {
             let name = &field.name;
@@ -88,19 +104,24 @@ impl StreamPlan {
                     ));
                 }
             };
-            let slot = Slot { column: (spec.captures.len() + 2 + at) as u16, kind };
+            let slot = Slot { column: (first + at) as u16, kind };
             tree.add(&field.path, slot)
                 .map_err(|problem| format!("field {name:?} of stream {stream:?}: {problem}"))?;
+            add_flat(&mut flat, &field.path, slot);
         }
         let nodes = tree.compile();
         let leaves = nodes.iter().flat_map(|node| &node.targets);
-        let plain = spec.fields.len() + 2 <= MAX_WORDS
+        let plain = spec.fields.len() + 3 <= MAX_WORDS
             && nodes.len() <= MAX_WORDS
             && !leaves.into_iter().any(|target| matches!(target, Target::Leaves(_)));
         Ok(StreamPlan {
             format: spec.format,
             plain: plain && spec.format == Format::Json,
             captures: spec.captures.len(),
+            extra: spec.infer.then_some(spec.captures.len() as u16 + 2),
+            inferred: if spec.infer { spec.fields.len() } else { 0 },
+            flat: Keys::new(flat.iter().map(|(path, _)| path.as_str())),
+            flat_slots: flat.into_iter().map(|(_, slots)| slots).collect(),
             #[cfg(test)]
             schema: schema.clone(),
             names: schema.columns.iter().map(|column| column.name.as_str().into()).collect(),
@@ -120,8 +141,21 @@ impl StreamPlan {
         into: &mut Decoded,
     ) -> Result<(), DecodeError> {
         into.clear();
+        if payload.is_empty() {
+            return Err(DecodeError::EmptyPayload);
+        }
+        if payload.len() >= i32::MAX as usize {
+            return Err(DecodeError::TooLarge);
+        }
         let result = self.start(captures, received_at_us, into).and_then(|()| match self.format {
-            Format::Json => reading::read(self, payload, into),
+            Format::Json if self.extra.is_none() => reading::read(self, payload, into),
+            Format::Json => tree::read(self, &mut JsonSource::new(payload)?, into),
+            Format::Cbor => tree::read(self, &mut CborSource::new(payload), into),
+            Format::Msgpack => tree::read(self, &mut MsgpackSource::new(payload), into),
+            Format::SenmlJson => senml::read(self, &mut JsonSource::new(payload)?, received_at_us, into),
+            Format::SenmlCbor => senml::read(self, &mut CborSource::new(payload), received_at_us, into),
+            Format::Influx => influx::read(self, payload, into),
+            Format::Csv => csv::read(self, payload, into),
         });
         if result.is_err() {
             into.clear();
@@ -157,8 +191,9 @@ fn check_columns(spec: &StreamSpec, schema: &SchemaRef) -> Result<(), String> {
     }
     let captures = spec.captures.iter().map(|name| (name.as_str(), ColumnType::String));
     let times = ["ts", "received_at"].map(|name| (name, ColumnType::Timestamp));
+    let extra = spec.infer.then_some((EXTRA, ColumnType::String));
     let fields = spec.fields.iter().map(|field| (field.name.as_str(), field.ty));
-    let wanted: Vec<(&str, ColumnType)> = captures.chain(times).chain(fields).collect();
+    let wanted: Vec<(&str, ColumnType)> = captures.chain(times).chain(extra).chain(fields).collect();
     for (at, (name, _)) in wanted.iter().enumerate() {
         if wanted[..at].iter().any(|(earlier, _)| earlier == name) {
             return Err(format!("stream {stream:?} has two columns called {name:?}; rename the field"));
@@ -177,6 +212,17 @@ fn check_columns(spec: &StreamSpec, schema: &SchemaRef) -> Result<(), String> {
     Ok(())
 }
 
+fn add_flat(flat: &mut Vec<(String, Vec<Slot>)>, path: &str, slot: Slot) {
+    let path = path.replace("\\.", ".");
+    match flat.iter_mut().find(|(known, _)| *known == path) {
+        Some((_, slots)) => slots.push(slot),
+        None => flat.push((path, vec![slot])),
+    }
+}
+
+/// Where streams with inferred fields keep what fits no column: a JSON object of path and value.
+pub const EXTRA: &str = "_extra";
+
 /// Column indexes are u16. Ours.
 const MAX_COLUMNS: usize = 4096;
 
@@ -189,6 +235,7 @@ struct Tree {
 struct Object {
     keys: Vec<String>,
     targets: Vec<Target>,
+    path: String,
 }
 
 impl Tree {
@@ -206,8 +253,10 @@ impl Tree {
                 Some(Target::Object(child)) => object = *child,
                 Some(_) => return Err(clash()),
                 None => {
+                    let mut path = self.objects[object].path.clone();
+                    push_step(&mut path, &self.objects[object].keys[at]);
                     self.objects[object].targets.push(Target::Object(objects));
-                    self.objects.push(Object::default());
+                    self.objects.push(Object { path, ..Object::default() });
                     object = objects;
                 }
             }
@@ -254,13 +303,27 @@ impl Tree {
             keys: Keys::new(object.keys.iter().map(String::as_str)),
             targets: object.targets,
             beneath,
+            path: object.path,
         });
         nodes.collect()
     }
 }
 
+/// Appends a key to a dotted path.
+pub(super) fn push_step(path: &mut String, key: &str) {
+    if !path.is_empty() {
+        path.push('.');
+    }
+    for (at, part) in key.split('.').enumerate() {
+        if at > 0 {
+            path.push_str("\\.");
+        }
+        path.push_str(part);
+    }
+}
+
 /// The keys that a dotted path names, outermost first; `\.` is a dot of the key.
-fn path_steps(path: &str) -> Result<Vec<String>, String> {
+pub(super) fn path_steps(path: &str) -> Result<Vec<String>, String> {
     let mut steps = vec![String::new()];
     let mut characters = path.chars();
     while let Some(character) = characters.next() {

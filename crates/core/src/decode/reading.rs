@@ -1,30 +1,28 @@
 //! From JSON to cells, in one pass, guided by the plan: declared fields are converted, the rest is skipped.
-//!
-//! A value that does not fit its column becomes a fault in the cell and reading goes on: the payload may turn out
-//! not to be JSON at all, which comes first, or a later duplicate of the key may replace the value.
+//! What becomes of values that do not fit is `sink`'s.
 
 use super::decoded::{Decoded, Stored};
 use super::error::DecodeError;
 use super::json::{Cursor, Parsed, kind_of, unescape};
-use super::number::NotBigint;
 use super::plan::{Kind, Node, Slot, StreamPlan, Target};
+use super::sink::Sink;
 use super::spec::TimeUnit;
 use super::time::{self, TimeFault};
 
-/// Appends the readings of `payload` to `into`, whose template has been filled.
-pub(super) fn read(plan: &StreamPlan, payload: &[u8], into: &mut Decoded) -> Result<(), DecodeError> {
-    if payload.is_empty() {
-        return Err(DecodeError::EmptyPayload);
-    }
-    if payload.len() >= i32::MAX as usize {
-        return Err(DecodeError::TooLarge);
-    }
+/// All formats of text are UTF-8.
+pub(super) fn check_utf8(payload: &[u8]) -> Result<(), DecodeError> {
     // `basic` is the faster of the two for valid text, and does not say where the offence is.
     if simdutf8::basic::from_utf8(payload).is_err() {
         let at = simdutf8::compat::from_utf8(payload).map_or_else(|error| error.valid_up_to(), |_| 0);
         return Err(DecodeError::InvalidUtf8 { at });
     }
-    let mut reading = Reading { plan, cursor: Cursor::new(payload), out: into, base: 0 };
+    Ok(())
+}
+
+/// Appends the readings of `payload` to `into`, whose template has been filled.
+pub(super) fn read(plan: &StreamPlan, payload: &[u8], into: &mut Decoded) -> Result<(), DecodeError> {
+    check_utf8(payload)?;
+    let mut reading = Reading { cursor: Cursor::new(payload), sink: Sink::new(plan, into) };
     let mut fault = None;
     if reading.cursor.next_token() == b'[' {
         reading.cursor.at += 1;
@@ -46,14 +44,11 @@ pub(super) fn read(plan: &StreamPlan, payload: &[u8], into: &mut Decoded) -> Res
 }
 
 struct Reading<'a, 'p> {
-    plan: &'a StreamPlan,
     cursor: Cursor<'p>,
-    out: &'a mut Decoded,
-    /// First cell of the row being read.
-    base: usize,
+    sink: Sink<'a>,
 }
 
-impl<'p> Reading<'_, 'p> {
+impl Reading<'_, '_> {
     /// One reading, where `depth` containers are open. The first error of meaning goes to `fault`.
     #[inline]
     fn element(&mut self, depth: u32, fault: &mut Option<DecodeError>) -> Result<(), DecodeError> {
@@ -64,14 +59,10 @@ impl<'p> Reading<'_, 'p> {
             fault.get_or_insert(DecodeError::NotAnObject { at, found: kind_of(byte) });
             return Ok(());
         }
-        self.base = self.out.push_row()?;
-        self.object(&self.plan.nodes[0], depth)?;
-        if !self.out.faults.is_empty() {
-            if fault.is_none() {
-                *fault = self.out.row_fault(self.base);
-            }
-            self.out.faults.clear();
-        }
+        self.sink.begin()?;
+        let plan = self.sink.plan;
+        self.object(&plan.nodes[0], depth)?;
+        self.sink.end(fault);
         Ok(())
     }
 
@@ -118,19 +109,19 @@ impl<'p> Reading<'_, 'p> {
         if !key.escaped {
             return Ok(node.keys.find(key.bytes));
         }
-        self.out.unescaped.clear();
+        self.sink.out.unescaped.clear();
         // Half a surrogate pair is in no declared name, so such a key is one of those to skip.
-        Ok(unescape(key.bytes, &mut self.out.unescaped)
-            .then(|| node.keys.find(&self.out.unescaped))
+        Ok(unescape(key.bytes, &mut self.sink.out.unescaped)
+            .then(|| node.keys.find(&self.sink.out.unescaped))
             .flatten())
     }
 
     /// A declared nested object, or what stands in its place.
     fn child(&mut self, child: usize, depth: u32) -> Parsed<()> {
-        let plan = self.plan;
+        let plan = self.sink.plan;
         let node = &plan.nodes[child];
         for column in &node.beneath {
-            self.reset(*column);
+            self.sink.reset(*column);
         }
         match self.cursor.next_token() {
             b'{' => self.object(node, depth),
@@ -139,7 +130,7 @@ impl<'p> Reading<'_, 'p> {
                 let at = self.cursor.at;
                 self.cursor.skip_value(depth)?;
                 for column in &node.beneath {
-                    self.conflict(*column, at, "an object around it", kind_of(other));
+                    self.sink.conflict(*column, at, "an object around it", kind_of(other));
                 }
                 Ok(())
             }
@@ -163,37 +154,36 @@ impl<'p> Reading<'_, 'p> {
         let column = slot.column;
         match (slot.kind, byte) {
             (Kind::Double, b'-' | b'0'..=b'9') => match self.cursor.number()?.to_double() {
-                Some(value) => self.set(column, Stored::Double(value)),
-                None => self.number_fault(column, at, "a double"),
+                Some(value) => self.sink.set(column, Stored::Double(value)),
+                None => self.sink.number_fault(column, at, "a double"),
             },
             (Kind::Bigint, b'-' | b'0'..=b'9') => match self.cursor.number()?.to_bigint() {
-                Ok(value) => self.set(column, Stored::Bigint(value)),
-                Err(NotBigint::OutOfRange) => self.number_fault(column, at, "a bigint"),
-                Err(NotBigint::Fraction) => self.conflict(column, at, "a bigint", "a number with a fraction"),
+                Ok(value) => self.sink.set(column, Stored::Bigint(value)),
+                Err(why) => self.sink.not_bigint(column, at, why),
             },
             (Kind::Boolean, b't') => {
                 self.cursor.literal(b"true")?;
-                self.set(column, Stored::Boolean(true));
+                self.sink.set(column, Stored::Boolean(true));
             }
             (Kind::Boolean, b'f') => {
                 self.cursor.literal(b"false")?;
-                self.set(column, Stored::Boolean(false));
+                self.sink.set(column, Stored::Boolean(false));
             }
             (Kind::String, b'"') => self.text(column, at)?,
             (Kind::Timestamp(unit), b'-' | b'0'..=b'9') if unit != TimeUnit::Iso => {
                 match time::from_number(self.cursor.number()?, unit) {
-                    Some(micros) => self.set(column, Stored::Timestamp(micros)),
-                    None => self.time_fault(column, at, TimeFault::OutOfRange),
+                    Some(micros) => self.sink.set(column, Stored::Timestamp(micros)),
+                    None => self.sink.time_fault(column, at, TimeFault::OutOfRange),
                 }
             }
             (Kind::Timestamp(TimeUnit::Auto | TimeUnit::Iso), b'"') => self.time_text(column, at)?,
             (_, b'n') => {
                 self.cursor.literal(b"null")?;
-                self.reset(column);
+                self.sink.reset(column);
             }
             (kind, _) => {
                 self.cursor.skip_value(depth)?;
-                self.conflict(column, at, kind.wanted(), kind_of(byte));
+                self.sink.conflict(column, at, kind.wanted(), kind_of(byte));
             }
         }
         Ok(())
@@ -204,7 +194,7 @@ impl<'p> Reading<'_, 'p> {
         self.cursor.at += 1;
         let raw = self.cursor.string()?;
         let mut whole = true;
-        let cell = self.out.text(|arena| {
+        let cell = self.sink.out.text(|arena| {
             if raw.escaped {
                 whole = unescape(raw.bytes, arena);
             } else {
@@ -212,12 +202,12 @@ impl<'p> Reading<'_, 'p> {
             }
         });
         match cell {
-            Ok(cell) if whole => self.set(column, cell),
-            Ok(_) => self.fault(
+            Ok(cell) if whole => self.sink.set(column, cell),
+            Ok(_) => self.sink.fault(
                 column,
                 DecodeError::InvalidJson { at, problem: "a string holds half a surrogate pair" },
             ),
-            Err(error) => self.fault(column, error),
+            Err(error) => self.sink.fault(column, error),
         }
         Ok(())
     }
@@ -226,79 +216,18 @@ impl<'p> Reading<'_, 'p> {
         self.cursor.at += 1;
         let raw = self.cursor.string()?;
         let micros = if raw.escaped {
-            self.out.unescaped.clear();
-            match unescape(raw.bytes, &mut self.out.unescaped) {
-                true => time::from_iso(&self.out.unescaped),
+            self.sink.out.unescaped.clear();
+            match unescape(raw.bytes, &mut self.sink.out.unescaped) {
+                true => time::from_iso(&self.sink.out.unescaped),
                 false => Err(TimeFault::Invalid),
             }
         } else {
             time::from_iso(raw.bytes)
         };
         match micros {
-            Ok(micros) => self.set(column, Stored::Timestamp(micros)),
-            Err(fault) => self.time_fault(column, at, fault),
+            Ok(micros) => self.sink.set(column, Stored::Timestamp(micros)),
+            Err(fault) => self.sink.time_fault(column, at, fault),
         }
         Ok(())
-    }
-
-    #[inline(always)]
-    fn set(&mut self, column: u16, cell: Stored) {
-        if let Some(to) = self.out.cells.get_mut(self.base + column as usize) {
-            *to = cell;
-        }
-    }
-
-    /// As if the field were missing: NULL, or the time of arrival for the event time.
-    fn reset(&mut self, column: u16) {
-        let cell = self.out.template.get(column as usize).copied().unwrap_or(Stored::Null);
-        self.set(column, cell);
-    }
-
-    #[cold]
-    fn fault(&mut self, column: u16, error: DecodeError) {
-        // A cell holds one fault at a time, so that no number of duplicates grows the list.
-        match self.out.cells.get(self.base + column as usize) {
-            Some(Stored::Fault(at)) => self.out.faults[*at as usize] = error,
-            _ => {
-                self.set(column, Stored::Fault(self.out.faults.len() as u32));
-                self.out.faults.push(error);
-            }
-        }
-    }
-
-    #[cold]
-    fn conflict(&mut self, column: u16, at: usize, wanted: &'static str, found: &'static str) {
-        let field = self.plan.names[column as usize].clone();
-        self.fault(column, DecodeError::TypeConflict { field, at, wanted, found });
-    }
-
-    #[cold]
-    fn number_fault(&mut self, column: u16, at: usize, wanted: &'static str) {
-        let field = self.plan.names[column as usize].clone();
-        self.fault(column, DecodeError::NumberOutOfRange { field, at, wanted });
-    }
-
-    #[cold]
-    fn time_fault(&mut self, column: u16, at: usize, fault: TimeFault) {
-        let field = self.plan.names[column as usize].clone();
-        let error = match fault {
-            TimeFault::Invalid => DecodeError::InvalidTime { field, at },
-            TimeFault::OutOfRange => DecodeError::TimeOutOfRange { field, at },
-        };
-        self.fault(column, error);
-    }
-}
-
-impl Kind {
-    fn wanted(self) -> &'static str {
-        match self {
-            Kind::Double => "a number",
-            Kind::Bigint => "a whole number",
-            Kind::Boolean => "true or false",
-            Kind::String => "a string",
-            Kind::Timestamp(TimeUnit::Auto) => "a time as number or ISO 8601 text",
-            Kind::Timestamp(TimeUnit::Iso) => "a time as ISO 8601 text",
-            Kind::Timestamp(_) => "a time as number",
-        }
     }
 }

@@ -11,8 +11,10 @@ pub struct StreamSpec {
     pub format: Format,
     /// Where a payload states its event time; `None`: time of arrival.
     pub time: Option<TimeSpec>,
-    /// Declared fields, in the order of their columns.
+    /// Declared fields, or those inferred so far, in the order of their columns.
     pub fields: Vec<FieldSpec>,
+    /// Fields come from the messages: what no field has yet is told by `Decoded::undeclared`.
+    pub infer: bool,
     /// Names captured by `topic`, in topic order.
     pub captures: Vec<String>,
 }
@@ -38,14 +40,40 @@ pub struct FieldSpec {
 pub enum Format {
     /// RFC 8259: one object, or an array of objects.
     Json,
+    /// RFC 8949: one map, or an array of maps.
+    Cbor,
+    /// The MessagePack specification (2017, with timestamps): one map, or an array of maps.
+    Msgpack,
+    /// RFC 8428 section 5: a pack of records.
+    SenmlJson,
+    /// RFC 8428 section 6.
+    SenmlCbor,
+    /// InfluxDB line protocol version 2: one reading a line.
+    Influx,
+    /// RFC 4180: one reading a record.
+    Csv,
 }
 
 impl Format {
-    pub const ALL: [Format; 1] = [Format::Json];
+    pub const ALL: [Format; 7] = [
+        Format::Json,
+        Format::Cbor,
+        Format::Msgpack,
+        Format::SenmlJson,
+        Format::SenmlCbor,
+        Format::Influx,
+        Format::Csv,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Format::Json => "json",
+            Format::Cbor => "cbor",
+            Format::Msgpack => "msgpack",
+            Format::SenmlJson => "senml-json",
+            Format::SenmlCbor => "senml-cbor",
+            Format::Influx => "influx",
+            Format::Csv => "csv",
         }
     }
 

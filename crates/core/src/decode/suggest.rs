@@ -331,10 +331,10 @@ fn stream_name(pattern: &[String]) -> String {
 }
 
 /// A name that no other column has.
-fn column_name(wanted: &str, captures: &[String], fields: &[FieldSpec]) -> String {
+pub(super) fn column_name(wanted: &str, captures: &[String], fields: &[FieldSpec]) -> String {
     let base = identifier(wanted);
     let taken = |name: &str| {
-        matches!(name, "ts" | "received_at")
+        matches!(name, "ts" | "received_at" | "hour")
             || captures.iter().any(|capture| capture.eq_ignore_ascii_case(name))
             || fields.iter().any(|field| field.name.eq_ignore_ascii_case(name))
     };

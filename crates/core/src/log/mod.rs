@@ -12,6 +12,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod forgetful;
 pub mod frame;
+mod inferred;
 mod keyfile;
 pub mod keys;
 mod meta;
@@ -46,6 +47,8 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::commit::Committer;
 pub use self::error::LogError;
+use self::inferred::Inferred;
+pub use self::inferred::InferredField;
 pub use self::options::{ASYNC_SYNC_INTERVAL, Durability, LogOptions};
 pub use self::reader::Reader;
 use self::recovery::{Recovered, recover};
@@ -106,7 +109,8 @@ impl Log {
     ) -> Result<Log, LogError> {
         options.check()?;
         let mut known = Schemas::default();
-        for schema in schemas {
+        let inferred = Inferred::load(&*storage)?;
+        for schema in inferred.schemas()?.into_iter().chain(schemas) {
             known.register(schema)?;
         }
         let recovered = recover(&*storage, &options)?;
@@ -119,6 +123,7 @@ impl Log {
             epoch,
             storage: storage.clone(),
             schemas: RwLock::new(known),
+            inferred: Mutex::new(inferred),
             keys: keys.into_iter().map(RwLock::new).collect(),
             queue: Mutex::new(Queue::default()),
             work: Condvar::new(),
@@ -169,7 +174,7 @@ impl Log {
         &self.handle.recovery
     }
 
-    /// Makes a schema known; see `SchemaConflict` for what is refused.
+    /// Makes a schema known, and the one that readers give; see `SchemaConflict` for what is refused.
     pub fn register(&self, schema: Schema) -> Result<SchemaRef, LogError> {
         self.shared().schemas.write().register(schema)
     }

@@ -16,13 +16,15 @@ pub struct Schemas {
 pub const RESERVED_COLUMNS: [&str; 3] = ["_key", "_partition", "_offset"];
 
 impl Schemas {
-    /// Registering the same schema again is fine. The latest of a stream is the one registered last
-    /// for the first time. Refused: another schema under a known id, a column of another type than in
-    /// an earlier version, a key that comes or goes, a column name that readers use.
+    /// Registering the same schema again is fine. The latest of a stream is the one registered last.
+    /// Refused: another schema under a known id, a column of another type than in an earlier version, a
+    /// key that comes or goes, a column name that readers use.
     pub fn register(&mut self, schema: Schema) -> Result<SchemaRef, LogError> {
         if let Some(known) = self.by_id.get(&schema.id) {
             if **known == schema {
-                return Ok(known.clone());
+                let known = known.clone();
+                self.latest.insert(schema.stream, known.clone());
+                return Ok(known);
             }
             return Err(conflict(
                 &schema,
@@ -106,8 +108,9 @@ mod tests {
         let mut schemas = Schemas::default();
         schemas.register(schema(1, &[("a", ColumnType::Double)], None)).unwrap();
         schemas.register(schema(2, &[("b", ColumnType::String), ("a", ColumnType::Double)], None)).unwrap();
-        schemas.register(schema(1, &[("a", ColumnType::Double)], None)).unwrap();
         assert_eq!(schemas.latest(StreamId(16)).unwrap().id, SchemaId(2));
+        schemas.register(schema(1, &[("a", ColumnType::Double)], None)).unwrap();
+        assert_eq!(schemas.latest(StreamId(16)).unwrap().id, SchemaId(1));
     }
 
     #[test]

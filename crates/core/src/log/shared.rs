@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::block::Block;
 use super::error::LogError;
+use super::inferred::Inferred;
 use super::keys::Keys;
 use super::meta::Meta;
 use super::options::LogOptions;
@@ -28,6 +29,8 @@ pub struct Shared {
     pub epoch: u32,
     pub storage: Arc<dyn Storage>,
     pub schemas: RwLock<Schemas>,
+    /// Held while a field is added, which takes a sync: rare, and never with another lock but `schemas`.
+    pub inferred: Mutex<Inferred>,
     /// One dictionary per partition: read locks to look up, a write lock only for new keys.
     pub keys: Vec<RwLock<Keys>>,
     pub queue: Mutex<Queue>,

@@ -112,7 +112,7 @@ impl Lane {
 }
 
 /// What a client is told when the log did not take its message.
-fn code_of(error: &LogError) -> ReasonCode {
+pub(super) fn code_of(error: &LogError) -> ReasonCode {
     match error {
         LogError::DiskFull { .. } | LogError::DiskBound { .. } | LogError::TooLarge { .. } => {
             ReasonCode::QuotaExceeded

@@ -1,6 +1,12 @@
 //! Streams as the gateway sees them: which topics feed them, and how payloads become their rows.
 
-use crate::decode::{StreamPlan, StreamSpec};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::decode::{Decoded, FieldSpec, StreamPlan, StreamSpec};
+use crate::log::{InferredField, Log, LogError};
 use crate::mqtt::Trie;
 use crate::mqtt::topic::{self, StreamTopic};
 use crate::schema::{Column, ColumnType, DEAD_LETTERS, DOWNLINK, RAW, Schema, SchemaId, SchemaRef, StreamId};
@@ -35,10 +41,92 @@ pub(super) struct Bindings {
 #[derive(Debug)]
 pub(super) struct Binding {
     pub name: String,
-    pub schema: SchemaRef,
-    pub plan: StreamPlan,
     /// Topic level of each capture.
     pub captures: Vec<usize>,
+    pub version: Version,
+    /// Where fields come from the messages: the version to use instead.
+    pub growing: Option<Growing>,
+}
+
+/// How payloads become rows, at one time.
+#[derive(Debug)]
+pub(super) struct Version {
+    pub schema: SchemaRef,
+    pub plan: StreamPlan,
+}
+
+/// The newest version of a stream whose fields are inferred.
+#[derive(Debug)]
+pub(super) struct Growing {
+    /// Counts versions, so that a thread sees in one load whether its own is the newest.
+    number: AtomicU32,
+    newest: Mutex<(StreamSpec, Held)>,
+}
+
+/// A version that a thread holds.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    number: u32,
+    version: Arc<Version>,
+}
+
+impl Growing {
+    fn new(spec: &StreamSpec, first: &Version) -> Result<Growing, String> {
+        let version =
+            Version { plan: StreamPlan::new(spec, first.schema.clone())?, schema: first.schema.clone() };
+        let held = Held { number: 1, version: Arc::new(version) };
+        Ok(Growing { number: AtomicU32::new(1), newest: Mutex::new((spec.clone(), held)) })
+    }
+
+    fn publish(&self, spec: &StreamSpec, last: &mut Held, schema: SchemaRef) -> Result<(), LogError> {
+        let plan = StreamPlan::new(spec, schema.clone()).map_err(LogError::Invalid)?;
+        *last = Held { number: last.number + 1, version: Arc::new(Version { schema, plan }) };
+        self.number.store(last.number, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Binding {
+    /// The version to decode with; `held`, the thread's own, is brought up to date where there are several.
+    #[inline]
+    pub fn newest<'a>(&'a self, held: Option<&'a mut Option<Held>>) -> &'a Version {
+        let (Some(growing), Some(held)) = (&self.growing, held) else { return &self.version };
+        let number = growing.number.load(Ordering::Acquire);
+        if held.as_ref().is_some_and(|held| held.number != number) {
+            *held = None;
+        }
+        &held.get_or_insert_with(|| growing.newest.lock().1.clone()).version
+    }
+
+    /// Gives the stream columns for the fields that a payload has shown; durable, and the newest version, when this
+    /// returns. Another thread may have been faster: then there is nothing to do but to decode again.
+    ///
+    /// This waits for the disk, once for each new set of fields: a stream has at most `MAX_INFERRED` in its life.
+    #[cold]
+    pub fn grow(&self, log: &Log, held: Option<&Option<Held>>, decoded: &Decoded) -> Result<(), LogError> {
+        let Some(growing) = &self.growing else { return Ok(()) };
+        let mut newest = growing.newest.lock();
+        let (spec, last) = &mut *newest;
+        if held.and_then(Option::as_ref).is_some_and(|held| held.number != last.number) {
+            return Ok(());
+        }
+        // HTTP ingest adds fields, too.
+        let (known, latest) = log.inferred(last.version.schema.stream)?;
+        if known.len() > spec.fields.len() {
+            let field = |InferredField { name, ty, path }| FieldSpec { name, ty, path };
+            spec.fields = known.into_iter().map(field).collect();
+            return growing.publish(spec, last, latest);
+        }
+        let new = last.version.plan.columns_for(decoded, &spec.fields);
+        let fields = new.iter().map(|field| InferredField {
+            name: field.name.clone(),
+            ty: field.ty,
+            path: field.path.clone(),
+        });
+        let schema = log.infer(&last.version.schema, &fields.collect::<Vec<_>>())?;
+        spec.fields.extend(new);
+        growing.publish(spec, last, schema)
+    }
 }
 
 impl Bindings {
@@ -57,7 +145,8 @@ impl Bindings {
             if parsed.captures.len() > MAX_CAPTURES {
                 return Err(format!("stream {name:?} captures more than {MAX_CAPTURES} levels of its topic"));
             }
-            let plan = StreamPlan::new(&spec, schema.clone())?;
+            let version = Version { plan: StreamPlan::new(&spec, schema.clone())?, schema };
+            let growing = spec.infer.then(|| Growing::new(&spec, &version)).transpose()?;
             let captures = parsed.captures.iter().map(|(_, level)| *level).collect();
             bindings
                 .topics
@@ -67,7 +156,7 @@ impl Bindings {
                 few.push(plain_levels(&parsed.filter)?);
                 (few.len() <= MAX_FEW).then_some(few)
             });
-            bindings.streams.push(Binding { name, schema, plan, captures });
+            bindings.streams.push(Binding { name, captures, version, growing });
         }
         for filter in raw_filters {
             if !topic::is_filter(filter) || topic::is_shared(filter) {
@@ -206,6 +295,7 @@ mod tests {
                 format: Format::Json,
                 time: None,
                 fields: vec![FieldSpec { name: "v".into(), ty: ColumnType::Double, path: "v".into() }],
+                infer: false,
                 captures: vec![],
             };
             let columns = [

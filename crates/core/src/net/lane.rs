@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
-use super::binding::Bindings;
+use super::binding::{Bindings, Held};
 use super::connection::{Connection, Delivery, Pool};
 use super::counters::{Counters, Shown};
 use super::events::Events;
@@ -112,6 +112,8 @@ pub(super) struct Lane {
     pub plain: Plain,
     pub decoded: Decoded,
     pub streams: Vec<u16>,
+    /// By stream, for those whose fields are inferred.
+    pub held: Vec<Option<Held>>,
     pub counters: Counters,
     /// (latency in µs, messages) of what was acknowledged since counters were shown.
     pub latencies: Vec<(u64, u64)>,
@@ -138,6 +140,7 @@ impl Lane {
             plain: Plain::default(),
             decoded: Decoded::new(),
             streams: Vec::new(),
+            held: vec![None; shared.bindings.streams.len()],
             counters: Counters::default(),
             latencies: Vec::new(),
             pool: Pool::new(),

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::acknowledge::code_of;
 use super::binding::capture;
 use super::connection::Connection;
 use super::events::EventKind;
@@ -43,29 +44,43 @@ pub(super) fn on_publish(
         shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
     }
 
-    let Lane { staging, plain, decoded, streams, received_at_us, .. } = lane;
+    let Lane { staging, plain, decoded, streams, held, received_at_us, .. } = lane;
     let received_at_us = *received_at_us;
     let mut fate = Fate::LiveOnly;
     let mut code = ReasonCode::Success;
     let clearing = publish.retain && publish.payload.is_empty();
+    let mut failed = None;
     shared.bindings.streams_of(publish.topic, streams);
     if !clearing {
-        for &index in streams.iter() {
+        'streams: for &index in streams.iter() {
             let Some(binding) = shared.bindings.streams.get(usize::from(index)) else { continue };
             let captured = capture(publish.topic, &binding.captures);
             let captures = &captured[..binding.captures.len()];
-            if binding.plan.decode_plain(publish.payload, received_at_us, plain) {
+            let own = held.get_mut(usize::from(index));
+            let mut version = binding.newest(own);
+            if version.plan.decode_plain(publish.payload, received_at_us, plain) {
                 let row = plain.row(captures, publish.payload);
-                staging.plain(&shared.log, usize::from(index), &binding.schema, &row);
+                staging.plain(&shared.log, usize::from(index), &version.schema, &row);
                 if fate == Fate::LiveOnly {
                     fate = Fate::Decoded;
                 }
                 continue;
             }
-            match binding.plan.decode(publish.payload, captures, received_at_us, decoded) {
+            let mut result = version.plan.decode(publish.payload, captures, received_at_us, decoded);
+            // Fields that no column has yet; another thread may add some of them meanwhile.
+            while result.is_ok() && !decoded.undeclared().is_empty() {
+                let own = held.get_mut(usize::from(index));
+                if let Err(error) = binding.grow(&shared.log, own.as_deref(), decoded) {
+                    failed = Some(error);
+                    continue 'streams;
+                }
+                version = binding.newest(own);
+                result = version.plan.decode(publish.payload, captures, received_at_us, decoded);
+            }
+            match result {
                 Ok(()) => {
-                    let key = binding.schema.key.and_then(|at| captures.get(at)).copied();
-                    staging.decoded(&shared.log, usize::from(index), &binding.schema, decoded, key);
+                    let key = version.schema.key.and_then(|at| captures.get(at)).copied();
+                    staging.decoded(&shared.log, usize::from(index), &version.schema, decoded, key);
                     if fate == Fate::LiveOnly {
                         fate = Fate::Decoded;
                     }
@@ -102,6 +117,11 @@ pub(super) fn on_publish(
         if fate == Fate::LiveOnly {
             fate = Fate::RawOnly;
         }
+    }
+    if let Some(error) = failed {
+        let why = format!("adding the message's new fields to its stream: {error}");
+        staging.note(why);
+        (fate, code) = (Fate::Refused, code_of(&error));
     }
     if fate == Fate::LiveOnly {
         shared.unmatched.note(lane.tick, publish.topic, publish.payload);

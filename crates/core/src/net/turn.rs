@@ -227,6 +227,9 @@ impl Staging {
         if table.rows.is_empty() {
             self.used.push(at);
         }
+        if table.rows.schema.id != schema.id {
+            table.rows.widen(schema.clone());
+        }
         Some(table)
     }
 

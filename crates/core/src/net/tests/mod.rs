@@ -41,6 +41,7 @@ fn telemetry() -> StreamBinding {
         time: Some(TimeSpec { path: "ts".into(), unit: TimeUnit::Auto }),
         fields: vec![field("temperature"), field("humidity")],
         captures: vec!["site".into(), "device".into()],
+        infer: false,
     };
     let column = |name: &str, ty| Column { name: name.into(), ty };
     let columns = vec![
