@@ -26,14 +26,17 @@ pub(super) const MAX_CAPTURES: usize = 16;
 const MAX_FEW: usize = 4;
 const MAX_PLAIN_LEVELS: usize = 16;
 
+/// A level of such a filter; `None`: `+`.
+type Level = Option<Box<[u8]>>;
+
 #[derive(Debug)]
 pub(super) struct Bindings {
     pub streams: Vec<Binding>,
     /// Indexes of `streams`.
     topics: Trie<u16>,
-    /// The filters of `streams`, where they are few and without `#`: `None` for `+`. Comparing them one by one costs
+    /// The filters of `streams`, where they are few and without `#`. Comparing them one by one costs
     /// a fraction of a walk through the trie.
-    few: Option<Vec<Box<[Option<Box<[u8]>>]>>>,
+    few: Option<Vec<Box<[Level]>>>,
     /// Filters whose messages are logged raw too.
     raw: Trie<u16>,
 }
@@ -209,7 +212,7 @@ impl Bindings {
 }
 
 /// The levels of a filter that can be compared with a topic level by level.
-fn plain_levels(filter: &str) -> Option<Box<[Option<Box<[u8]>>]>> {
+fn plain_levels(filter: &str) -> Option<Box<[Level]>> {
     let levels: Vec<&str> = filter.split('/').collect();
     let plain = levels.len() <= MAX_PLAIN_LEVELS && !levels.contains(&"#");
     plain.then(|| levels.iter().map(|level| (*level != "+").then(|| level.as_bytes().into())).collect())
