@@ -2,7 +2,8 @@
 # make demo         a simulated fleet with a live view (DEMO_SECONDS=20: ends by itself)
 # make test         everything that CI runs: check, the Rust tests, the Python tests
 # make check        formatting, lints, types, the native module's stub, the import contract
-# make bench        the gateway beside mosquitto and, with YARDSTICK=DIR, a server that only acknowledges
+# make bench        the table of docs/performance.md (YARDSTICK=DIR: beside a server that only acknowledges; ARGS="--rows 1,3")
+# make flamegraph   docs/flamegraph.svg, where the CPU of the whole pipeline goes (needs perf and YARDSTICK=DIR)
 # make chaos        the full counts of kills and power cuts
 # make wheel        dist/*.whl
 #
@@ -20,7 +21,7 @@ INSTALL := $(PIP) install --quiet --require-hashes
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DELETE_ON_ERROR:
-.PHONY: build demo test ready check bench chaos test-scale wheel lock tools clean
+.PHONY: build demo test ready check bench flamegraph chaos test-scale wheel lock tools clean
 
 build: $(VENV)/.native
 
@@ -45,7 +46,10 @@ check: build $(VENV)/.dev
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
 bench: build tools $(VENV)/.dev
-	$(BIN)/python benches/gateway.py
+	$(BIN)/python -m benches $(ARGS)
+
+flamegraph: build $(VENV)/.dev
+	$(BIN)/python -m benches.flamegraph $(ARGS)
 
 chaos: build tools $(VENV)/.dev
 	$(BIN)/python -m pytest -m chaos --timeout 3600

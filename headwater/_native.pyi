@@ -56,6 +56,16 @@ class Log:
         raises: LogError when it does not, as when another thread was faster, or when it cannot be written
         """
 
+    def dedupe(self, schema: int, columns: list[str], window_us: int, max_keys: int, now_us: int) -> None:
+        """From now on rows of the schema's stream that repeat an earlier one in these columns, within the window after
+        that one's arrival, are left out. Reads the rows of the window that the log holds.
+
+        raises: ConfigError when the columns cannot serve; LogError
+        """
+
+    def dedupe_stats(self, stream: int) -> dict[str, int]:
+        """`duplicates` left out and `evicted` keys since the start, `keys` in memory; zeros without `dedupe`."""
+
     def partitions(self) -> int: ...
     def append(self, parts: list[tuple[int, pa.RecordBatch]]) -> list[tuple[int, int, int, int]]:
         """Appends rows of one or more schemas in one commit and returns once they are durable.
@@ -215,8 +225,17 @@ class KeyInterner:
 
 @final
 class Fleet:
-    """A simulated fleet over real MQTT on its own threads."""
+    """A simulated fleet or a load generator over real MQTT, on threads of its own."""
 
     def __init__(self, options: dict[str, Any]) -> None: ...
     def report(self) -> dict[str, Any]: ...
+    def open(self) -> None:
+        """Lets a load generator send without waiting for the connections that are not up."""
+
+    def is_open(self) -> bool:
+        """Whether sending has begun."""
+
+    def histograms(self) -> dict[str, list[tuple[int, int]]]:
+        """Of ack, connect and delivery: (microseconds, count) of each step that was hit."""
+
     def stop(self) -> dict[str, Any]: ...

@@ -242,6 +242,15 @@ class StreamSettings(Section):
     late: Literal["amend", "drop"] = Field(
         "amend", description="What late rows do to windows already closed."
     )
+    dedupe: list[str] = Field(
+        default_factory=list, description="Columns that name a reading: one that comes again is stored once."
+    )
+    dedupe_window: DurationUs = Field(
+        600_000_000, gt=0, description="How long after its arrival a reading's duplicates are left out."
+    )
+    dedupe_max_keys: int = Field(
+        4_000_000, gt=0, description="Readings remembered for it, about 60 bytes each; older ones go early."
+    )
 
     @property
     def captures(self) -> list[str]:
@@ -294,7 +303,13 @@ class StreamSettings(Section):
                 )
         if both := set(captures) & set(self.fields):
             raise ValueError(f"{sorted(both)} are both captured levels and fields")
+        columns = {*captures, *self.fields, "ts"}
+        for name in self.dedupe:
+            if name not in columns:
+                raise ValueError(f"dedupe: {name!r} is no column; there are {', '.join(sorted(columns))}")
         key = self.key_column
+        if self.dedupe and key is not None and key not in self.dedupe:
+            raise ValueError(f"dedupe: name the stream's key {key!r} too, whose partition duplicates meet in")
         if key is not None and key not in captures:
             field = self.fields.get(key)
             if field is None:

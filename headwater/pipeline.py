@@ -62,6 +62,10 @@ class Pipeline:
         recovery = self.log.recovery()
         logger.info("log opened", **recovery)
         self.schemas, plans = schemas.registered(self.database, self.log, settings)
+        for name, stream in settings.streams.items():
+            if stream.dedupe:
+                window, most = stream.dedupe_window, stream.dedupe_max_keys
+                self.log.dedupe(self.schemas[name], stream.dedupe, window, most, clock())
         self._workers: list[Worker] = []
         store = engine = alarms = notifier = shadows = None
         if settings.pipeline.enabled:

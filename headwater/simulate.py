@@ -27,6 +27,9 @@ from headwater import _native
 from headwater.config import parse_duration_us
 from headwater.errors import ConfigError
 
+#: The fleet in Rust, for the load generator too (`headwater/bench.py`).
+NativeFleet = _native.Fleet
+
 _DEVICE: Final = re.compile(r"d?(\d{1,8})")
 _FAULT_FORM: Final = "KIND:DEVICE:FIELD:START:DURATION[:MAGNITUDE], such as spike:d000007:temperature:30:1"
 _FIELD_FORM: Final = (
@@ -383,7 +386,8 @@ def _native_options(options: FleetOptions) -> dict[str, Any]:
     """The options as the native class takes them: plain values, the address resolved, times as numbers."""
     plain = asdict(options)
     del plain["host"], plain["port"], plain["start_time"]
-    plain["address"] = _address(options.host, options.port)
+    plain["address"] = resolve(options.host, options.port)
+    plain["generator"] = None
     plain["fault_kinds"] = [str(kind) for kind in options.fault_kinds]
     plain["fields"] = [asdict(field) for field in options.fields]
     plain["faults"] = [{**asdict(fault), "kind": str(fault.kind)} for fault in options.faults]
@@ -395,7 +399,7 @@ def _native_options(options: FleetOptions) -> dict[str, Any]:
     return plain
 
 
-def _address(host: str, port: int) -> str:
+def resolve(host: str, port: int) -> str:
     """`address:port` of the first TCP address of `host`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -34,6 +36,7 @@ class Worker(threading.Thread):
         self.last_error: str | None = None
 
     def run(self) -> None:
+        name_thread(self.name)
         seen = 0
         while not self._stop_asked.is_set():
             try:
@@ -61,3 +64,9 @@ class Worker(threading.Thread):
     def healthy(self) -> bool:
         """Whether the thread runs and its last step succeeded."""
         return self.is_alive() and self.failures == 0
+
+
+def name_thread(name: str) -> None:
+    """Gives this thread its name in the operating system too, where profilers read it; 15 bytes of it are kept."""
+    with suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name[:15], encoding="utf-8")

@@ -1,8 +1,8 @@
 """The books: what came in must be what is accounted for. Both equations are computed from independent counts.
 
 Messages: received = decoded + raw only + live only + dead-lettered + shed + refused + in flight, counted by the
-gateway since its start. Rows, per stream and over restarts: decoded (end of the log) = stored ever (rows of the
-table's files) + duplicates + in flight (rows the store holds in memory or has not read yet).
+gateway since its start. Rows, per stream and over restarts: decoded (end of the log, and duplicates since the start) =
+stored ever (rows of the table's files) + duplicates + in flight (rows the store holds in memory or has not read yet).
 """
 
 from __future__ import annotations

@@ -82,6 +82,18 @@ class Metrics:
         for schema in self._parts.schemas.values():
             offsets.add_metric([schema.name], sum(self._parts.log.end(schema.stream)))
         yield offsets
+        duplicates = CounterMetricFamily("headwater_dedupe_duplicates", "Rows left out", labels=["stream"])
+        evicted = CounterMetricFamily(
+            "headwater_dedupe_evicted", "Readings forgotten early", labels=["stream"]
+        )
+        keys = GaugeMetricFamily("headwater_dedupe_keys", "Readings remembered", labels=["stream"])
+        for name, stream in self._parts.settings.streams.items():
+            if stream.dedupe:
+                found = self._parts.log.native.dedupe_stats(self._parts.schemas[name].stream)
+                duplicates.add_metric([name], found["duplicates"])
+                evicted.add_metric([name], found["evicted"])
+                keys.add_metric([name], found["keys"])
+        yield from (duplicates, evicted, keys)
 
     def _services(self) -> Iterator[Metric]:
         healthy = GaugeMetricFamily(

@@ -49,6 +49,9 @@ class Log(Protocol):
     def start(self, stream: int) -> Offsets:
         """The first offset still kept, per partition."""
 
+    def duplicates(self, stream: int) -> int:
+        """Rows left out since the log was opened because they repeat an earlier one."""
+
     def hold(self, reader: str, stream: int, offsets: Offsets) -> None:
         """Declares that `reader` still needs rows from `offsets` on; the log trims only below all of them."""
 

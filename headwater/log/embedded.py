@@ -59,6 +59,15 @@ class EmbeddedLog:
     def register(self, schema: Schema) -> None:
         self.native.register(*_native_schema(schema))
 
+    def dedupe(
+        self, schema: Schema, columns: Sequence[str], window_us: int, max_keys: int, now_us: int
+    ) -> None:
+        """Leaves out, from now on, rows that repeat an earlier one within the window. raises: ConfigError, LogError"""
+        self.native.dedupe(schema.id, list(columns), window_us, max_keys, now_us)
+
+    def duplicates(self, stream: int) -> int:
+        return self.native.dedupe_stats(stream)["duplicates"]
+
     def inferred(self, stream: int) -> list[InferredField]:
         """Fields that messages of the stream have shown so far, in the order of their columns."""
         return self.native.inferred(stream)[1]

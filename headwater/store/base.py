@@ -37,9 +37,9 @@ class Table:
 class Account:
     """The books of one table's rows: decoded = stored + duplicates + in_flight. Each term is a count of its own.
 
-    decoded:    rows ever durable in the log
+    decoded:    rows ever durable in the log, and duplicates left out since the start
     stored:     rows in the table's files
-    duplicates: rows left out because `dedupe` found them twice
+    duplicates: rows left out since the start because `dedupe` found them twice
     in_flight:  rows held in memory, and rows of the log not yet read
     """
 

@@ -189,7 +189,9 @@ class EmbeddedStore:
         with self._lock:
             decoded = sum(self._log.end(entry.schema.stream))
             in_flight = entry.tail.rows + decoded - sum(entry.tail.offsets)
-            return Account(decoded, sum(file.rows for file in entry.files), 0, in_flight)
+            duplicates = self._log.duplicates(entry.schema.stream)
+            stored = sum(file.rows for file in entry.files)
+            return Account(decoded + duplicates, stored, duplicates, in_flight)
 
     def tables(self) -> list[Table]:
         with self._lock:

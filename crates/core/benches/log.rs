@@ -9,7 +9,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use headwater_core::log::frame::{Scratch, encode};
 use headwater_core::log::keys::Keys;
-use headwater_core::log::{Log, LogOptions};
+use headwater_core::log::{DedupeOptions, Log, LogOptions};
 use headwater_core::rows::{Cell, Rows};
 use headwater_core::schema::{Column, ColumnType, Offset, Partition, Schema, SchemaId, SchemaRef, StreamId};
 use rand::seq::SliceRandom;
@@ -228,6 +228,34 @@ fn whole_log(c: &mut Criterion) {
     group.finish();
 }
 
+/// Readings that come again, among a million remembered: hash, look-up, and what is left of the submission.
+fn dedupe(c: &mut Criterion) {
+    let schema = Arc::new(schema());
+    let directory = tempfile::tempdir().unwrap();
+    let log = Log::open(directory.path(), LogOptions { partitions: 1, ..options() }, vec![(*schema).clone()])
+        .unwrap();
+    let columns = vec!["device".to_owned(), "ts".to_owned()];
+    let options = DedupeOptions { columns, window_us: i64::MAX, max_keys: 8_000_000 };
+    log.dedupe(&schema, options, 0).unwrap();
+    let random = &mut Pcg64::seed_from_u64(6);
+    let batches: Vec<Rows> = (0..1_000).map(|_| readings(&schema, 1_000, false, random)).collect();
+    batches.iter().for_each(|rows| drop(log.append(&[rows]).unwrap()));
+    let mut group = c.benchmark_group("dedupe");
+    group.throughput(Throughput::Elements(1_000));
+    let mut at = 0;
+    group.bench_function("submit 1,000 duplicates, 1M remembered", |b| {
+        b.iter_custom(|iterations| {
+            cpu_time(iterations, || {
+                at = (at + 1) % batches.len();
+                while log.submit(&[(Partition(0), &batches[at])], Box::new(|_| {})).is_err() {
+                    log.wait(log.stats().commit, Duration::from_millis(1));
+                }
+            })
+        });
+    });
+    group.finish();
+}
+
 /// Opening a data directory that knows a million devices.
 fn open_with_a_million_keys(c: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
@@ -257,6 +285,6 @@ fn open_with_a_million_keys(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = frame, key_lookup, whole_log, open_with_a_million_keys
+    targets = frame, key_lookup, whole_log, dedupe, open_with_a_million_keys
 }
 criterion_main!(benches);

@@ -1,8 +1,11 @@
 //! `Fleet`.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use headwater_core::load::{Fault, FaultKind, FieldModel, Fleet, FleetOptions, FleetReport};
+use headwater_core::load::{
+    Fault, FaultKind, FieldModel, Fleet, FleetOptions, FleetReport, GeneratorOptions, Latency, Template,
+};
 use headwater_core::mqtt::Version;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
@@ -48,6 +51,48 @@ struct Options {
     user_name: Option<String>,
     password: Option<Vec<u8>>,
     drain_s: f64,
+    generator: Option<Generator>,
+}
+
+/// What `headwater.bench` adds.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Generator {
+    /// Text with places, or bytes as they are.
+    payload: Payload,
+    one_per_write: bool,
+    idle: bool,
+    connects_per_s: f64,
+    subscribers: u32,
+    filter: String,
+    subscribe_qos: u8,
+    timestamp_after: Vec<u8>,
+}
+
+#[derive(FromPyObject)]
+enum Payload {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Generator {
+    fn convert(self) -> PyResult<GeneratorOptions> {
+        let payload = match self.payload {
+            Payload::Text(text) => Template::parse(&text),
+            Payload::Bytes(bytes) => Template::literal(&bytes),
+        };
+        Ok(GeneratorOptions {
+            payload: Some(payload.map_err(invalid)?),
+            start_together: true,
+            one_per_write: self.one_per_write,
+            idle: self.idle,
+            connects_per_s: self.connects_per_s,
+            subscribers: self.subscribers,
+            filter: self.filter,
+            subscribe_qos: self.subscribe_qos,
+            timestamp_after: self.timestamp_after,
+        })
+    }
 }
 
 #[derive(FromPyObject)]
@@ -126,8 +171,24 @@ impl Options {
             user_name: self.user_name,
             password: self.password,
             drain: seconds("drain_s", self.drain_s)?,
+            generator: self.generator.map(Generator::convert).transpose()?.unwrap_or_default(),
         })
     }
+}
+
+fn percentiles(py: Python<'_>, latency: Latency) -> PyResult<Bound<'_, PyDict>> {
+    let found = PyDict::new(py);
+    found.set_item("count", latency.count)?;
+    for (name, us) in [
+        ("p50_ms", latency.p50_us),
+        ("p90_ms", latency.p90_us),
+        ("p99_ms", latency.p99_us),
+        ("p999_ms", latency.p999_us),
+        ("max_ms", latency.max_us),
+    ] {
+        found.set_item(name, us as f64 / 1e3)?;
+    }
+    Ok(found)
 }
 
 fn report<'py>(py: Python<'py>, found: &FleetReport) -> PyResult<Bound<'py, PyDict>> {
@@ -146,12 +207,22 @@ fn report<'py>(py: Python<'py>, found: &FleetReport) -> PyResult<Bound<'py, PyDi
         ("reconnects", found.reconnects),
         ("refused_connections", found.refused_connections),
         ("protocol_errors", found.protocol_errors),
+        ("received", found.received),
+        ("bytes_received", found.bytes_received),
     ] {
         report.set_item(name, value)?;
     }
-    report.set_item("ack_p50_ms", found.ack_p50_us as f64 / 1e3)?;
-    report.set_item("ack_p99_ms", found.ack_p99_us as f64 / 1e3)?;
-    report.set_item("ack_max_ms", found.ack_max_us as f64 / 1e3)?;
+    report.set_item("ack_p50_ms", found.ack.p50_us as f64 / 1e3)?;
+    report.set_item("ack_p99_ms", found.ack.p99_us as f64 / 1e3)?;
+    report.set_item("ack_max_ms", found.ack.max_us as f64 / 1e3)?;
+    for (name, latency) in [("ack", found.ack), ("connect", found.connect), ("delivery", found.delivery)] {
+        report.set_item(name, percentiles(py, latency)?)?;
+    }
+    let errors = PyDict::new(py);
+    for (error, count) in &found.errors {
+        errors.set_item(error, count)?;
+    }
+    report.set_item("errors", errors)?;
     report.set_item("elapsed_s", found.elapsed.as_secs_f64())?;
     report.set_item("finished", found.finished)?;
     report.set_item("last_error", found.last_error.clone())?;
@@ -189,6 +260,23 @@ impl PyFleet {
         let found = py.detach(|| self.fleet.lock().as_ref().map(Fleet::report));
         match found {
             Some(found) => report(py, &found),
+            None => Err(PyRuntimeError::new_err("the fleet has been stopped")),
+        }
+    }
+
+    fn open(&self) {
+        if let Some(fleet) = self.fleet.lock().as_ref() {
+            fleet.open();
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.fleet.lock().as_ref().is_some_and(Fleet::is_open)
+    }
+
+    fn histograms(&self) -> PyResult<HashMap<&'static str, Vec<(u64, u64)>>> {
+        match self.fleet.lock().as_ref() {
+            Some(fleet) => Ok(fleet.histograms().into_iter().collect()),
             None => Err(PyRuntimeError::new_err("the fleet has been stopped")),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arrow_array::builder::StringBuilder;
 use arrow_array::cast::AsArray;
 use arrow_array::types::UInt32Type;
-use headwater_core::log::{Durability, InferredField, Log, LogError, LogOptions, Reader};
+use headwater_core::log::{DedupeOptions, Durability, InferredField, Log, LogError, LogOptions, Reader};
 use headwater_core::rows::Rows;
 use headwater_core::schema::{Column, ColumnType, Offset, Partition, Schema, SchemaId, SchemaRef, StreamId};
 use parking_lot::{Mutex, RwLock};
@@ -161,6 +161,33 @@ impl PyLog {
         let wider = wider.map_err(|error| errors::of_log(py, error))?;
         self.remember(&wider);
         Ok(wider.id.0)
+    }
+
+    fn dedupe(
+        &self,
+        py: Python<'_>,
+        schema: u32,
+        columns: Vec<String>,
+        window_us: i64,
+        max_keys: usize,
+        now_us: i64,
+    ) -> PyResult<()> {
+        let schema = self.schema(schema)?;
+        let options = DedupeOptions { columns, window_us, max_keys };
+        let filled = py.detach(|| self.log.dedupe(&schema, options, now_us));
+        filled.map_err(|error| match error {
+            LogError::Invalid(why) => errors::raise(py, "ConfigError", why),
+            other => errors::of_log(py, other),
+        })
+    }
+
+    fn dedupe_stats<'py>(&self, py: Python<'py>, stream: u16) -> PyResult<Bound<'py, PyDict>> {
+        let found = self.log.dedupe_stats(StreamId(stream));
+        let stats = PyDict::new(py);
+        stats.set_item("duplicates", found.duplicates)?;
+        stats.set_item("keys", found.keys)?;
+        stats.set_item("evicted", found.evicted)?;
+        Ok(stats)
     }
 
     fn partitions(&self) -> u16 {

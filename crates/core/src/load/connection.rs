@@ -15,6 +15,8 @@ pub enum State {
     Connecting,
     /// CONNECT sent, CONNACK awaited.
     Greeting,
+    /// SUBSCRIBE sent, SUBACK awaited.
+    Subscribing,
     Up,
 }
 
@@ -55,6 +57,11 @@ impl Window {
     /// Whether messages of an earlier connection wait for their resend.
     pub fn has_resends(&self) -> bool {
         self.sent_here < self.messages.len()
+    }
+
+    /// Whether it is worth a write flat out: a quarter of the window is free.
+    pub fn is_worth_filling(&self) -> bool {
+        self.messages.len() <= self.size * 3 / 4
     }
 
     /// Takes a new message; returns its packet id. Only after `has_room`.
@@ -123,6 +130,8 @@ pub enum Io {
 pub struct Connection {
     pub state: State,
     pub stream: Option<TcpStream>,
+    /// Takes messages in instead of publishing.
+    pub subscribes: bool,
     /// Number in the fleet, from 0.
     pub number: u32,
     pub first_device: u32,
@@ -143,9 +152,15 @@ pub struct Connection {
     /// Failures since the connection was last up for a while.
     pub failures: u32,
     pub state_since_ns: u64,
+    /// When the last TCP handshake began.
+    pub connect_ns: u64,
     pub last_sent_ns: u64,
     pub last_received_ns: u64,
     pub ping_sent_ns: Option<u64>,
+    /// PINGREQ that no PINGRESP has answered.
+    pub pings: u32,
+    /// The ping behind the last QoS 0 message was sent; with `pings` 0 it has been answered.
+    pub asked: bool,
     pub keep_alive_s: u16,
 }
 
@@ -154,6 +169,7 @@ impl Connection {
         Connection {
             state: State::Down,
             stream: None,
+            subscribes: false,
             number,
             first_device,
             devices,
@@ -167,9 +183,12 @@ impl Connection {
             was_up: false,
             failures: 0,
             state_since_ns: 0,
+            connect_ns: 0,
             last_sent_ns: 0,
             last_received_ns: 0,
             ping_sent_ns: None,
+            pings: 0,
+            asked: false,
             keep_alive_s,
         }
     }
@@ -242,6 +261,8 @@ impl Connection {
         self.unsent_from = 0;
         self.partial = Vec::new();
         self.ping_sent_ns = None;
+        self.pings = 0;
+        self.asked = false;
         self.window.restart();
         self.enter(State::Down, now_ns);
     }

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::{Poll, Waker};
 use parking_lot::Mutex;
 
+use hdrhistogram::Histogram;
+
 use super::faults::Label;
+use super::generator::Gate;
 use super::options::{FleetError, FleetOptions};
 use super::payloads::Payloads;
-use super::report::{Counters, FleetReport, Shown, new_histogram};
+use super::report::{Counters, Errors, FleetReport, Shown, new_histogram};
 use super::worker::{WAKER, Worker};
 
 /// What `Shared::stop` holds.
@@ -25,7 +28,11 @@ pub(super) const ABANDON: u8 = 2;
 pub(super) struct Shared {
     pub shown: Mutex<Shown>,
     pub stop: AtomicU8,
+    pub gate: Arc<Gate>,
 }
+
+/// Whole histograms: name, and (microseconds, count) of each step that was hit.
+pub type Histograms = Vec<(&'static str, Vec<(u64, u64)>)>;
 
 struct Thread {
     shared: Arc<Shared>,
@@ -38,6 +45,7 @@ pub struct Fleet {
     options: Arc<FleetOptions>,
     payloads: Arc<Payloads>,
     started: Instant,
+    gate: Arc<Gate>,
     threads: Vec<Thread>,
 }
 
@@ -48,10 +56,12 @@ impl Fleet {
     pub fn start(options: FleetOptions) -> Result<Fleet, FleetError> {
         let options = Arc::new(options.with_start_time());
         let payloads = Arc::new(Payloads::new(&options)?);
-        allow_open_files(u64::from(options.connections()))?;
+        allow_open_files(u64::from(options.all_connections()))?;
         let started = Instant::now();
         let count = thread_count(&options);
-        let mut fleet = Fleet { options, payloads, started, threads: Vec::with_capacity(count) };
+        let expected = if options.generator.start_together { options.all_connections() } else { 0 };
+        let gate = Arc::new(Gate::new(expected));
+        let mut fleet = Fleet { options, payloads, started, gate, threads: Vec::with_capacity(count) };
         for at in 0..count {
             fleet.threads.push(fleet.start_thread(at, count)?);
         }
@@ -65,11 +75,15 @@ impl Fleet {
             shown: Mutex::new(Shown {
                 counters: Counters::default(),
                 ack_latency_us: new_histogram(),
+                connect_us: new_histogram(),
+                delivery_us: new_histogram(),
+                errors: Errors::new(),
                 fault_readings: vec![0; self.payloads.labels().len()],
                 last_error: None,
                 finished_at: None,
             }),
             stop: AtomicU8::new(RUN),
+            gate: Arc::clone(&self.gate),
         });
         let (options, payloads) = (Arc::clone(&self.options), Arc::clone(&self.payloads));
         let worker = Worker::new(options, payloads, Arc::clone(&shared), poll, self.started, at, count);
@@ -82,11 +96,43 @@ impl Fleet {
         let shown: Vec<_> = self.threads.iter().map(|thread| thread.shared.shown.lock()).collect();
         FleetReport::new(
             self.options.qos,
-            self.options.connections(),
+            self.options.all_connections(),
             self.payloads.labels(),
-            self.started.elapsed(),
+            self.running(),
             shown.iter().map(|shown| &**shown),
         )
+    }
+
+    /// Since the start, or since the gate opened; 0 before that.
+    fn running(&self) -> Duration {
+        let opened = self.gate.opened_ns().map(Duration::from_nanos);
+        opened.map_or(Duration::ZERO, |opened| self.started.elapsed().saturating_sub(opened))
+    }
+
+    /// Lets those send that are up, without waiting for the others (`start_together`).
+    pub fn open(&self) {
+        self.gate.open(self.started.elapsed().as_nanos() as u64);
+    }
+
+    /// Whether sending has begun.
+    pub fn is_open(&self) -> bool {
+        self.gate.opened_ns().is_some()
+    }
+
+    /// Latencies so far: of acknowledgements, connecting and deliveries.
+    pub fn histograms(&self) -> Histograms {
+        let (mut ack, mut connect, mut delivery) = (new_histogram(), new_histogram(), new_histogram());
+        for thread in &self.threads {
+            let shown = thread.shared.shown.lock();
+            // Threads share one set of bounds, for which adding cannot fail.
+            let _ = ack.add(&shown.ack_latency_us);
+            let _ = connect.add(&shown.connect_us);
+            let _ = delivery.add(&shown.delivery_us);
+        }
+        let steps = |histogram: &Histogram<u64>| {
+            histogram.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
+        };
+        vec![("ack", steps(&ack)), ("connect", steps(&connect)), ("delivery", steps(&delivery))]
     }
 
     /// The planted faults, from the start on.
@@ -124,7 +170,7 @@ impl Drop for Fleet {
 fn thread_count(options: &FleetOptions) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let wanted = if options.threads == 0 { cores() } else { options.threads };
-    wanted.min(options.connections() as usize).max(1)
+    wanted.min(options.all_connections() as usize).max(1)
 }
 
 /// Raises this process's soft limit of open files as far as needed and allowed.

@@ -16,7 +16,7 @@ use super::options::FleetOptions;
 use super::schedule::phase;
 use super::worker::{READ_BYTES, Worker};
 use crate::mqtt::packet::PINGREQ;
-use crate::mqtt::{Connect, Packet, PacketType, Parsed, Properties, PropertyId, Version, parse};
+use crate::mqtt::{Connect, Packet, PacketType, Parsed, Properties, PropertyId, ReasonCode, Version, parse};
 
 /// Connections of one thread between TCP handshake and CONNACK, so that no listen queue overflows.
 const CONNECTING_MAX: usize = 64;
@@ -30,6 +30,8 @@ const STABLE_NS: u64 = 1_000_000_000;
 const SWEEP_NS: u64 = 1_000_000_000;
 /// What a server sends to a publisher is small; more is refused rather than buffered.
 const PACKET_MAX_BYTES: usize = 64 * 1024;
+/// A subscriber is sent payloads.
+const MESSAGE_MAX_BYTES: usize = 17 << 20;
 
 /// Limits that an MQTT 5 server states in CONNACK (section 3.2.2.3); 3.1.1 servers state none.
 struct Limits {
@@ -62,13 +64,16 @@ impl Worker {
             self.retries.pop();
             self.connect_now.push_back(c);
         }
-        while self.connecting < CONNECTING_MAX {
+        let mut allowed = self.connects_allowed(now_ns);
+        while self.connecting < CONNECTING_MAX && allowed > 0 {
+            allowed -= 1;
             let Some(c) = self.connect_now.pop_front() else { return };
             let c = c as usize;
             if self.shared.stop.load(Ordering::Acquire) != RUN && self.connections[c].window.is_empty() {
                 continue;
             }
             self.connecting += 1;
+            self.connects += 1;
             self.connections[c].enter(State::Connecting, now_ns);
             let both = Interest::READABLE | Interest::WRITABLE;
             let source = source_address(&self.options, self.connections[c].number);
@@ -78,7 +83,7 @@ impl Worker {
             });
             match opened {
                 Ok(stream) => self.connections[c].stream = Some(stream),
-                Err(error) => self.lose(c, format!("connecting: {error}")),
+                Err(error) => self.lose_io(c, "connecting", &error),
             }
         }
     }
@@ -95,12 +100,13 @@ impl Worker {
             None => return,
         };
         if let Some(error) = failed {
-            return self.lose(c, format!("connecting: {error}"));
+            return self.lose_io(c, "connecting", &error);
         }
         let now_ns = self.now_ns();
         let connection = &mut self.connections[c];
         // One message per write means one per segment, too.
         let _ = connection.stream.as_ref().map(|stream| stream.set_nodelay(true));
+        connection.connect_ns = connection.state_since_ns;
         connection.enter(State::Greeting, now_ns);
         connection.last_received_ns = now_ns;
         self.batch.clear();
@@ -119,7 +125,11 @@ impl Worker {
         self.write_batch(c, now_ns);
     }
 
-    fn come_up(&mut self, c: usize, limits: Limits) {
+    fn come_up(&mut self, c: usize, limits: &Limits) {
+        self.connections[c].keep_alive_s = limits.keep_alive_s.unwrap_or(self.options.keep_alive_s);
+        if self.connections[c].subscribes {
+            return self.subscribe(c);
+        }
         // An example of what will be sent: other readings differ in a few digits.
         let d = self.connections[c].first_device;
         self.batch.clear();
@@ -134,15 +144,27 @@ impl Worker {
             let most = limits.maximum_packet_bytes;
             return self.lose(c, format!("the server takes packets of {most} bytes, a reading needs {size}"));
         }
+        let connection = &mut self.connections[c];
+        connection.window.size = usize::from(self.options.window.min(limits.receive_maximum));
+        self.stand_up(c);
+    }
+
+    /// All greetings are over.
+    pub(super) fn stand_up(&mut self, c: usize) {
         let now_ns = self.now_ns();
         self.connecting -= 1;
         self.counters.connections_up += 1;
         self.counters.reconnects += u64::from(self.connections[c].was_up);
         let connection = &mut self.connections[c];
+        self.connects_us.push(now_ns.saturating_sub(connection.connect_ns) / 1_000);
+        if !connection.was_up {
+            self.shared.gate.arrive(now_ns);
+        }
         connection.enter(State::Up, now_ns);
         connection.was_up = true;
-        connection.window.size = usize::from(self.options.window.min(limits.receive_maximum));
-        connection.keep_alive_s = limits.keep_alive_s.unwrap_or(self.options.keep_alive_s);
+        if connection.subscribes {
+            return;
+        }
         self.set_behind(c, self.is_paced());
         self.make_ready(c);
     }
@@ -153,7 +175,7 @@ impl Worker {
         let connection = &mut self.connections[c];
         match connection.state {
             State::Down => return,
-            State::Connecting | State::Greeting => self.connecting -= 1,
+            State::Connecting | State::Greeting | State::Subscribing => self.connecting -= 1,
             State::Up => {
                 self.counters.connections_up -= 1;
                 if now_ns - connection.state_since_ns >= STABLE_NS {
@@ -182,20 +204,23 @@ impl Worker {
             let keep_alive_ns = u64::from(connection.keep_alive_s) * 1_000_000_000;
             let quiet_ns = now_ns.saturating_sub(connection.last_sent_ns.min(connection.last_received_ns));
             match connection.state {
-                State::Connecting | State::Greeting
+                State::Connecting | State::Greeting | State::Subscribing
                     if now_ns.saturating_sub(connection.state_since_ns) > CONNECT_TIMEOUT_NS =>
                 {
+                    self.note("no CONNACK", 0);
                     self.lose(c, "no CONNACK within 10 s".to_owned());
                 }
                 State::Up if keep_alive_ns > 0 => match connection.ping_sent_ns {
                     Some(sent_ns) if now_ns.saturating_sub(sent_ns) > keep_alive_ns => {
                         let limit = connection.keep_alive_s;
+                        self.note("no PINGRESP", 0);
                         self.lose(c, format!("no answer to PINGREQ within the keep alive of {limit} s"));
                     }
                     None if quiet_ns * 4 > keep_alive_ns * 3 => {
                         connection.ping_sent_ns = Some(now_ns);
+                        connection.pings += 1;
                         if let Io::Lost(error) = connection.write(&PINGREQ, now_ns) {
-                            self.lose(c, format!("writing: {error}"));
+                            self.lose_io(c, "writing", &error);
                         }
                     }
                     _ => {}
@@ -218,7 +243,7 @@ impl Worker {
             }
         } else if event.is_writable() && !self.connections[c].is_flushed() {
             if let Io::Lost(error) = self.connections[c].flush() {
-                return self.lose(c, format!("writing: {error}"));
+                return self.lose_io(c, "writing", &error);
             }
             self.make_ready(c);
         }
@@ -239,7 +264,7 @@ impl Worker {
                     }
                 }
                 Ok(None) => break,
-                Err(error) => self.lose(c, format!("reading: {error}")),
+                Err(error) => self.lose_io(c, "reading", &error),
             }
         }
         self.read_buffer = buffer;
@@ -255,12 +280,14 @@ impl Worker {
             partial.extend_from_slice(bytes);
             self.take_packets(c, &partial, now_ns)
         };
+        self.write_acks(c, now_ns);
         if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
             self.connections[c].partial = rest.to_vec();
         }
         let connection = &self.connections[c];
+        let sends = !connection.subscribes;
         let waits = connection.behind || connection.window.has_resends() || !self.is_paced();
-        if connection.state == State::Up && waits {
+        if sends && connection.state == State::Up && waits {
             self.make_ready(c);
         }
     }
@@ -268,7 +295,19 @@ impl Worker {
     /// Handles all whole packets; returns what is left, None when the connection is lost.
     fn take_packets<'a>(&mut self, c: usize, mut bytes: &'a [u8], now_ns: u64) -> Option<&'a [u8]> {
         while !bytes.is_empty() {
-            match parse(bytes, self.options.protocol, PACKET_MAX_BYTES) {
+            // Nearly all that a publisher reads: PUBACK without a reason (section 3.4), taken without the parser.
+            if let [0x40, 2, high, low, rest @ ..] = bytes
+                && self.connections[c].state == State::Up
+            {
+                self.take_puback(c, u16::from_be_bytes([*high, *low]), ReasonCode::Success, now_ns);
+                bytes = rest;
+                if self.connections[c].state == State::Down {
+                    return None;
+                }
+                continue;
+            }
+            let most = if self.connections[c].subscribes { MESSAGE_MAX_BYTES } else { PACKET_MAX_BYTES };
+            match parse(bytes, self.options.protocol, most) {
                 Ok(Parsed::Incomplete) => break,
                 Ok(Parsed::Packet(packet, size)) => {
                     bytes = bytes.get(size..).unwrap_or_default();
@@ -289,38 +328,73 @@ impl Worker {
     fn take_packet(&mut self, c: usize, packet: &Packet<'_>, now_ns: u64) {
         match (packet, self.connections[c].state) {
             (Packet::Connack(connack), State::Greeting) if connack.code == 0 => {
-                self.come_up(c, Limits::of(&connack.properties));
+                self.come_up(c, &Limits::of(&connack.properties));
             }
             (Packet::Connack(connack), State::Greeting) => {
                 self.counters.refused_connections += 1;
+                self.note("CONNACK", connack.code);
                 let said = connack.properties.text(PropertyId::ReasonString).unwrap_or_default();
                 self.lose(c, format!("CONNACK refused it with code 0x{:02x} {said}", connack.code));
             }
             (Packet::Ack(ack), State::Up) if ack.ty == PacketType::Puback => {
-                let Some(message) = self.connections[c].window.answer(ack.packet_id) else {
-                    let id = ack.packet_id;
-                    return self.accuse(c, format!("PUBACK for packet id {id}, which awaits none"));
-                };
-                self.in_flight -= 1;
-                if ack.reason.is_error() {
-                    self.counters.refused += 1;
-                } else {
-                    self.counters.acked += 1;
-                }
-                self.latencies_us.push(now_ns.saturating_sub(message.sent_ns) / 1_000);
+                self.take_puback(c, ack.packet_id, ack.reason, now_ns);
             }
-            (Packet::Pingresp, State::Up) => self.connections[c].ping_sent_ns = None,
+            (Packet::Publish(publish), State::Up | State::Subscribing) if self.connections[c].subscribes => {
+                self.take_message(publish);
+            }
+            (Packet::Suback(suback), State::Subscribing) => self.subscribed(c, suback),
+            (Packet::Pingresp, State::Up) => {
+                let connection = &mut self.connections[c];
+                connection.ping_sent_ns = None;
+                connection.pings = connection.pings.saturating_sub(1);
+            }
             (Packet::Disconnect(disconnect), State::Up) if self.options.protocol == Version::V5 => {
                 let reason = disconnect.reason;
+                self.note("DISCONNECT", reason as u8);
                 self.lose(c, format!("the server disconnected: {reason:?} (0x{:02x})", reason as u8));
             }
             (packet, state) => self.accuse(c, format!("{packet:?} while the connection was {state:?}")),
         }
     }
 
+    fn take_puback(&mut self, c: usize, packet_id: u16, reason: ReasonCode, now_ns: u64) {
+        let Some(message) = self.connections[c].window.answer(packet_id) else {
+            return self.accuse(c, format!("PUBACK for packet id {packet_id}, which awaits none"));
+        };
+        self.in_flight -= 1;
+        if reason.is_error() {
+            self.counters.refused += 1;
+            self.note("PUBACK", reason as u8);
+        } else {
+            self.counters.acked += 1;
+        }
+        self.latencies_us.push(now_ns.saturating_sub(message.sent_ns) / 1_000);
+    }
+
+    /// How many connections may begin now, for those who want them to come one after the other.
+    fn connects_allowed(&self, now_ns: u64) -> u64 {
+        let per_s = self.options.generator.connects_per_s / self.threads as f64;
+        if per_s == 0.0 {
+            return u64::MAX;
+        }
+        ((now_ns as f64 / 1e9 * per_s) as u64 + 1).saturating_sub(self.connects)
+    }
+
+    pub(super) fn note(&mut self, what: &'static str, code: u8) {
+        *self.errors.entry((what, code)).or_default() += 1;
+        self.errors_changed = true;
+    }
+
+    /// Gives a connection up for what its socket said.
+    pub(super) fn lose_io(&mut self, c: usize, doing: &'static str, error: &io::Error) {
+        self.note(doing, 0);
+        self.lose(c, format!("{doing}: {error}"));
+    }
+
     /// The server broke the protocol.
     fn accuse(&mut self, c: usize, what: String) {
         self.counters.protocol_errors += 1;
+        self.note("protocol error", 0);
         self.lose(c, what);
     }
 }
@@ -331,7 +405,7 @@ impl Worker {
 /// a free one then costs more than all the rest of a connection. Each process takes addresses of its own.
 fn source_address(options: &FleetOptions, number: u32) -> Option<SocketAddr> {
     let loopback = matches!(options.address.ip(), IpAddr::V4(server) if server.is_loopback());
-    if !loopback || options.connections() <= CONNECTIONS_PER_SOURCE {
+    if !loopback || options.all_connections() <= CONNECTIONS_PER_SOURCE {
         return None;
     }
     let block = 1 + std::process::id() % 60_000;

@@ -5,10 +5,14 @@
 //! socket and its un-acknowledged readings, `pace` tells which device is due, `worker` is one thread of
 //! senders, `links` its connections' coming and going, `fleet` runs the threads, `report` counts.
 //! It is a client of any MQTT server and knows nothing of our gateway.
+//!
+//! `generator` makes a load generator of a fleet (`headwater bench`): `template` writes the user's payload and
+//! `subscribing` holds the connections that take messages in.
 
 mod connection;
 pub mod faults;
 pub mod fleet;
+pub mod generator;
 mod links;
 mod names;
 pub mod options;
@@ -16,13 +20,17 @@ mod pace;
 pub mod payloads;
 pub mod report;
 mod schedule;
+mod subscribing;
+pub mod template;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
 pub use faults::{Fault, FaultKind, Label};
-pub use fleet::Fleet;
+pub use fleet::{Fleet, Histograms};
+pub use generator::GeneratorOptions;
 pub use options::{FieldModel, FleetError, FleetOptions};
 pub use payloads::Payloads;
-pub use report::FleetReport;
+pub use report::{FleetReport, Latency};
+pub use template::Template;

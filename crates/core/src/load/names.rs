@@ -79,7 +79,8 @@ impl Name {
     }
 
     fn push_to(&self, out: &mut String) {
-        out.extend(self.bytes().iter().map(|&byte| char::from(byte)));
+        // It is ASCII, so nothing is left out.
+        out.push_str(std::str::from_utf8(self.bytes()).unwrap_or_default());
     }
 }
 

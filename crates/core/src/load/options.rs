@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::faults::{Fault, FaultKind};
+use super::generator::GeneratorOptions;
 use crate::mqtt::Version;
 
 /// Why a fleet cannot start. Losing the server later is no error: the fleet reconnects.
@@ -84,6 +85,8 @@ pub struct FleetOptions {
     pub password: Option<Vec<u8>>,
     /// How long `stop` waits for outstanding acknowledgements.
     pub drain: Duration,
+    /// What makes a load generator of the fleet; the default plays devices.
+    pub generator: GeneratorOptions,
 }
 
 impl Default for FleetOptions {
@@ -115,6 +118,7 @@ impl Default for FleetOptions {
             user_name: None,
             password: None,
             drain: Duration::from_secs(5),
+            generator: GeneratorOptions::default(),
         }
     }
 }
@@ -133,6 +137,11 @@ impl FleetOptions {
         self.devices.div_ceil(self.devices_per_connection.max(1))
     }
 
+    /// Connections that publish and those that subscribe.
+    pub fn all_connections(&self) -> u32 {
+        self.connections().saturating_add(self.generator.subscribers)
+    }
+
     /// Event time between two readings of a device, microseconds.
     pub fn interval_us(&self) -> f64 {
         if self.rate_per_device > 0.0 {
@@ -145,6 +154,7 @@ impl FleetOptions {
     /// Messages that device `d` sends before it is finished; `messages` spread as evenly as whole numbers allow.
     pub fn quota(&self, d: u32) -> u64 {
         match self.messages {
+            _ if self.generator.idle => 0,
             None => u64::MAX,
             Some(messages) => {
                 let devices = u64::from(self.devices.max(1));
@@ -180,7 +190,8 @@ impl FleetOptions {
     /// Refuses what cannot be played; faults are checked where they are planned.
     pub fn check(&self) -> Result<(), FleetError> {
         let refuse = |text: String| Err(FleetError::Options(text));
-        if self.devices == 0 || self.devices > 10_000_000 {
+        self.generator.check()?;
+        if (self.devices == 0 && self.generator.subscribers == 0) || self.devices > 10_000_000 {
             return refuse(format!("devices is {}: a fleet has 1 to 10,000,000", self.devices));
         }
         if self.devices_per_connection == 0 {

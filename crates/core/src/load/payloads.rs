@@ -131,6 +131,11 @@ impl Payloads {
         }
     }
 
+    /// A number that follows from the seed, the device and the reading alone.
+    pub(super) fn random(&self, device: u32, n: u64) -> u64 {
+        mix(self.seed ^ u64::from(device) << 32 ^ n)
+    }
+
     fn noise(&self, device: u32, n: u64) -> Pcg64Mcg {
         // Two rounds of a 64-bit mixer over a counter (Steele et al. 2014, SplitMix) give neighbouring
         // devices and readings unrelated states.
@@ -226,7 +231,7 @@ fn mix(mut x: u64) -> u64 {
 }
 
 /// `scaled / 10^decimals` as a JSON number with exactly that many decimals.
-fn write_decimal(scaled: i64, decimals: u8, out: &mut Vec<u8>) {
+pub(super) fn write_decimal(scaled: i64, decimals: u8, out: &mut Vec<u8>) {
     // 20 digits, sign, point, and up to 9 zeros before a small value.
     let mut text = [b'0'; 32];
     let mut at = text.len();

@@ -1,5 +1,6 @@
 //! What a fleet did so far.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -21,13 +22,23 @@ pub(super) struct Counters {
     pub reconnects: u64,
     pub refused_connections: u64,
     pub protocol_errors: u64,
+    pub received: u64,
+    pub bytes_received: u64,
 }
+
+/// What went wrong, by packet or step and reason code (0 where there is none).
+pub(super) type Errors = BTreeMap<(&'static str, u8), u64>;
 
 /// What a thread shows to `Fleet::report`.
 pub(super) struct Shown {
     pub counters: Counters,
     /// Microseconds from the write of a PUBLISH (its last one, if resent) to its PUBACK.
     pub ack_latency_us: Histogram<u64>,
+    /// Microseconds from the start of a TCP handshake to CONNACK, or SUBACK for a subscriber.
+    pub connect_us: Histogram<u64>,
+    /// Microseconds from the time that a payload states to its arrival at a subscriber.
+    pub delivery_us: Histogram<u64>,
+    pub errors: Errors,
     /// Readings touched by each fault, by index of the label.
     pub fault_readings: Vec<u64>,
     pub last_error: Option<String>,
@@ -62,10 +73,17 @@ pub struct FleetReport {
     pub refused_connections: u64,
     /// Connections given up because the server broke the protocol.
     pub protocol_errors: u64,
-    /// Percentiles of the time from PUBLISH to PUBACK, microseconds; 0 before the first acknowledgement.
-    pub ack_p50_us: u64,
-    pub ack_p99_us: u64,
-    pub ack_max_us: u64,
+    /// Messages and payload bytes that subscribers were sent.
+    pub received: u64,
+    pub bytes_received: u64,
+    /// From PUBLISH to PUBACK.
+    pub ack: Latency,
+    /// From the start of a TCP handshake to CONNACK, or SUBACK for a subscriber.
+    pub connect: Latency,
+    /// From the time that a payload states to its arrival at a subscriber.
+    pub delivery: Latency,
+    /// How often each went wrong: `PUBACK 0x97`, `CONNACK 0x05`, `connecting`.
+    pub errors: Vec<(String, u64)>,
     /// From the start to now, or to the end of the last thread that finished.
     pub elapsed: Duration,
     /// Everything asked for was sent and, at QoS 1, answered.
@@ -85,13 +103,19 @@ impl FleetReport {
         threads: impl Iterator<Item = &'a Shown>,
     ) -> FleetReport {
         let mut sum = Counters::default();
-        let mut latency = new_histogram();
+        let (mut ack, mut connect, mut delivery) = (new_histogram(), new_histogram(), new_histogram());
+        let mut errors = Errors::new();
         let (mut labels, mut last_error) = (labels.to_vec(), None);
         let mut finished_at = Some(Duration::ZERO);
         for shown in threads {
             sum.add(&shown.counters);
             // Threads share one set of bounds, for which adding cannot fail.
-            let _ = latency.add(&shown.ack_latency_us);
+            let _ = ack.add(&shown.ack_latency_us);
+            let _ = connect.add(&shown.connect_us);
+            let _ = delivery.add(&shown.delivery_us);
+            for (&error, count) in &shown.errors {
+                *errors.entry(error).or_default() += count;
+            }
             for (label, &readings) in labels.iter_mut().zip(&shown.fault_readings) {
                 label.readings += readings;
             }
@@ -112,9 +136,12 @@ impl FleetReport {
             reconnects: sum.reconnects,
             refused_connections: sum.refused_connections,
             protocol_errors: sum.protocol_errors,
-            ack_p50_us: latency.value_at_quantile(0.5),
-            ack_p99_us: latency.value_at_quantile(0.99),
-            ack_max_us: latency.max(),
+            received: sum.received,
+            bytes_received: sum.bytes_received,
+            ack: Latency::of(&ack),
+            connect: Latency::of(&connect),
+            delivery: Latency::of(&delivery),
+            errors: errors.into_iter().map(|(error, count)| (name_of(error), count)).collect(),
             elapsed: finished_at.unwrap_or(now),
             finished: finished_at.is_some(),
             last_error,
@@ -136,7 +163,37 @@ impl Counters {
         self.reconnects += other.reconnects;
         self.refused_connections += other.refused_connections;
         self.protocol_errors += other.protocol_errors;
+        self.received += other.received;
+        self.bytes_received += other.bytes_received;
     }
+}
+
+/// Percentiles of a latency, microseconds; all 0 before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Latency {
+    pub count: u64,
+    pub p50_us: u64,
+    pub p90_us: u64,
+    pub p99_us: u64,
+    pub p999_us: u64,
+    pub max_us: u64,
+}
+
+impl Latency {
+    fn of(histogram: &Histogram<u64>) -> Latency {
+        Latency {
+            count: histogram.len(),
+            p50_us: histogram.value_at_quantile(0.5),
+            p90_us: histogram.value_at_quantile(0.9),
+            p99_us: histogram.value_at_quantile(0.99),
+            p999_us: histogram.value_at_quantile(0.999),
+            max_us: histogram.max(),
+        }
+    }
+}
+
+fn name_of((what, code): (&str, u8)) -> String {
+    if code == 0 { what.to_owned() } else { format!("{what} 0x{code:02x}") }
 }
 
 /// 1 us to 10 minutes with three digits; longer is recorded as 10 minutes.

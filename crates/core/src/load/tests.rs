@@ -326,7 +326,7 @@ fn refused_readings_are_counted_apart() {
     let report = wait_for(&fleet, "the end", |report| report.finished);
     assert_balanced(&report);
     assert!(report.refused > 0 && report.acked > report.refused, "{report:?}");
-    assert!(report.ack_p50_us <= report.ack_p99_us && report.ack_p99_us <= report.ack_max_us);
+    assert!(report.ack.p50_us <= report.ack.p99_us && report.ack.p99_us <= report.ack.max_us);
 }
 
 #[test]

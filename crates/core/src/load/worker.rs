@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mio::{Events, Poll, Token};
 
@@ -18,9 +18,11 @@ use super::fleet::{ABANDON, RUN, Shared};
 use super::options::FleetOptions;
 use super::pace::{Device, Lineup};
 use super::payloads::Payloads;
-use super::report::Counters;
+use super::report::{Counters, Errors};
 use super::schedule::phase;
+use super::template::Filling;
 use crate::mqtt::disconnect::Disconnect;
+use crate::mqtt::packet::PINGREQ;
 use crate::mqtt::{Properties, Publish, QoS, ReasonCode};
 
 pub const WAKER: Token = Token(usize::MAX);
@@ -53,6 +55,19 @@ pub struct Worker {
     pub(super) next_sweep_ns: u64,
     pub(super) counters: Counters,
     pub(super) latencies_us: Vec<u64>,
+    pub(super) connects_us: Vec<u64>,
+    pub(super) delivery_us: Vec<u64>,
+    pub(super) errors: Errors,
+    pub(super) errors_changed: bool,
+    /// Connections begun so far, and the threads that share `connects_per_s`.
+    pub(super) connects: u64,
+    pub(super) threads: usize,
+    /// When sending began, nanoseconds after the start; None while it waits for the others (`Gate`).
+    origin_ns: Option<u64>,
+    /// Time of sending that payloads state.
+    wall_us: u64,
+    /// Acknowledgements of the messages of one read.
+    pub(super) acks: Vec<u8>,
     fault_readings: Vec<(usize, u64)>,
     pub(super) last_error: Option<String>,
     /// Flat out: the duration is over.
@@ -84,7 +99,14 @@ impl Worker {
             devices.extend((first..end).map(|d| Device::new(&options, d)));
             phases.extend((first..end).map(phase));
         }
+        let subscribers = options.connections()..options.all_connections();
+        for number in subscribers.skip(at).step_by(count) {
+            let mut connection = Connection::new(number, 0, 0, 1, options.keep_alive_s);
+            connection.subscribes = true;
+            connections.push(connection);
+        }
         let rate = options.rate_per_device;
+        let shared_origin_ns = shared.gate.opened_ns();
         Worker {
             devices_left: devices.iter().filter(|device| !device.is_done()).count(),
             connect_now: (0..connections.len() as u32).collect(),
@@ -104,6 +126,15 @@ impl Worker {
             next_sweep_ns: 0,
             counters: Counters::default(),
             latencies_us: Vec::new(),
+            connects_us: Vec::new(),
+            delivery_us: Vec::new(),
+            errors: Errors::new(),
+            errors_changed: false,
+            connects: 0,
+            threads: count,
+            origin_ns: shared_origin_ns,
+            wall_us: 0,
+            acks: Vec::new(),
             fault_readings: Vec::new(),
             last_error: None,
             time_is_up: false,
@@ -133,11 +164,13 @@ impl Worker {
                 }
             }
             self.connect_some(now_ns);
+            self.pass_gate();
             if self.is_paced() {
                 self.send_due(now_ns);
             } else if self.end_ns().is_some_and(|end_ns| now_ns >= end_ns) {
                 (self.generating, self.time_is_up) = (false, true);
             }
+            self.ask_for_the_end();
             for _ in 0..self.ready.len() {
                 if let Some(c) = self.ready.pop_front() {
                     self.connections[c as usize].queued = false;
@@ -171,7 +204,46 @@ impl Worker {
     }
 
     fn end_ns(&self) -> Option<u64> {
-        self.options.duration.map(|duration| duration.as_nanos().min(u128::from(u64::MAX)) as u64)
+        let origin_ns = self.origin_ns?;
+        let duration = self.options.duration?;
+        Some(origin_ns.saturating_add(duration.as_nanos().min(u128::from(u64::MAX)) as u64))
+    }
+
+    /// Sending begins when the gate is open.
+    fn pass_gate(&mut self) {
+        if self.origin_ns.is_none() {
+            self.origin_ns = self.shared.gate.opened_ns();
+            if self.origin_ns.is_some() {
+                (0..self.connections.len()).for_each(|c| self.make_ready(c));
+            }
+        }
+    }
+
+    /// Whether all was sent that there is to send.
+    fn is_over(&self) -> bool {
+        let holds = self.options.generator.idle || self.options.devices == 0;
+        (self.devices_left == 0 && !holds) || self.time_is_up
+    }
+
+    /// A load generator ends QoS 0 with a ping on each connection: its answer says that the server has taken in what
+    /// came before, where else socket buffers would be counted.
+    fn ask_for_the_end(&mut self) {
+        let asks = self.options.generator.start_together && self.options.qos == 0;
+        if !asks || (self.generating && !self.is_over()) {
+            return;
+        }
+        let now_ns = self.now_ns();
+        for c in 0..self.connections.len() {
+            let connection = &mut self.connections[c];
+            if connection.asked || connection.subscribes || !connection.is_clear() {
+                continue;
+            }
+            connection.asked = true;
+            connection.pings += 1;
+            if let Io::Lost(error) = connection.write(&PINGREQ, now_ns) {
+                self.lose_io(c, "writing", &error);
+            }
+        }
     }
 
     // ---- when devices are due
@@ -193,6 +265,8 @@ impl Worker {
 
     /// Sends what is due by `now_ns`.
     fn send_due(&mut self, now_ns: u64) {
+        let Some(origin_ns) = self.origin_ns else { return };
+        let now_ns = now_ns.saturating_sub(origin_ns);
         while self.generating && self.devices_left > 0 {
             let Some(j) = self.lineup.as_mut().and_then(|lineup| lineup.pass(now_ns)) else { return };
             let (c, _) = self.owner(j);
@@ -236,7 +310,9 @@ impl Worker {
 
     fn can_send(&self, c: usize) -> bool {
         let connection = &self.connections[c];
-        connection.is_clear() && (self.options.qos == 0 || connection.window.has_room())
+        self.origin_ns.is_some()
+            && connection.is_clear()
+            && (self.options.qos == 0 || connection.window.has_room())
     }
 
     pub(super) fn set_behind(&mut self, c: usize, behind: bool) {
@@ -254,7 +330,14 @@ impl Worker {
         self.topic.clear();
         self.payload.clear();
         self.payloads.write_topic(d, &mut self.topic);
-        self.payloads.write(d, n, &mut self.payload);
+        match &self.options.generator.payload {
+            None => self.payloads.write(d, n, &mut self.payload),
+            Some(template) => {
+                let random = self.payloads.random(d, n);
+                let filling = Filling { device: d, seq: n, now_us: self.wall_us, random };
+                template.write(&filling, &mut self.payload);
+            }
+        }
         let publish = Publish {
             dup,
             qos: if packet_id.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce },
@@ -288,6 +371,7 @@ impl Worker {
 
     fn send_one(&mut self, c: usize, j: usize, n: u64) {
         let now_ns = self.now_ns();
+        self.wall_us = wall_us();
         self.batch.clear();
         self.encode_new(c, j, n, now_ns);
         self.write_batch(c, now_ns);
@@ -295,7 +379,7 @@ impl Worker {
 
     pub(super) fn write_batch(&mut self, c: usize, now_ns: u64) {
         if let Io::Lost(error) = self.connections[c].write(&self.batch, now_ns) {
-            self.lose(c, format!("writing: {error}"));
+            self.lose_io(c, "writing", &error);
         }
     }
 
@@ -305,7 +389,10 @@ impl Worker {
             return;
         }
         if let Io::Lost(error) = self.connections[c].flush() {
-            return self.lose(c, format!("writing: {error}"));
+            return self.lose_io(c, "writing", &error);
+        }
+        if self.connections[c].subscribes {
+            return;
         }
         self.resend(c);
         if self.is_paced() {
@@ -318,6 +405,7 @@ impl Worker {
     fn resend(&mut self, c: usize) {
         while self.connections[c].is_clear() {
             let now_ns = self.now_ns();
+            self.wall_us = wall_us();
             self.batch.clear();
             while self.batch.len() < BATCH_BYTES {
                 let Some((message, id)) = self.connections[c].window.next_resend(now_ns) else { break };
@@ -361,14 +449,22 @@ impl Worker {
     fn fill(&mut self, c: usize) {
         let devices = self.connections[c].devices;
         let first = c * self.options.devices_per_connection as usize;
+        let one_per_write = self.options.generator.one_per_write;
+        if self.options.qos > 0 && !one_per_write && !self.connections[c].window.is_worth_filling() {
+            // The acknowledgements of the rest bring it back here; small writes would cost more than they carry.
+            return;
+        }
+        let turn_max = if one_per_write { 1 } else { TURN_MESSAGES };
+        let batch_max = if one_per_write { 1 } else { BATCH_BYTES };
         let (mut turn, mut passed) = (0, 0);
         while self.generating && passed < devices && self.can_send(c) {
-            if turn >= TURN_MESSAGES {
+            if turn >= turn_max {
                 return self.make_ready(c);
             }
             let now_ns = self.now_ns();
+            self.wall_us = wall_us();
             self.batch.clear();
-            while passed < devices && self.batch.len() < BATCH_BYTES && self.can_send(c) {
+            while passed < devices && self.batch.len() < batch_max && self.can_send(c) {
                 let at = self.connections[c].next_device;
                 self.connections[c].next_device = (at + 1) % devices;
                 match self.next_reading(first + at as usize) {
@@ -393,7 +489,15 @@ impl Worker {
     // ---- ending and telling
 
     fn is_drained(&self) -> bool {
-        self.in_flight == 0 && self.connections.iter().all(Connection::is_flushed)
+        let asks = self.options.generator.start_together && self.options.qos == 0;
+        let answered = |connection: &Connection| {
+            !asks
+                || connection.subscribes
+                || connection.state != State::Up
+                || (connection.asked && connection.pings == 0)
+        };
+        self.in_flight == 0
+            && self.connections.iter().all(|connection| connection.is_flushed() && answered(connection))
     }
 
     fn say_goodbye(&mut self) {
@@ -414,14 +518,24 @@ impl Worker {
     }
 
     fn publish(&mut self) {
-        let over = self.devices_left == 0 || self.time_is_up;
-        if self.finished_at.is_none() && over && self.is_drained() {
-            self.finished_at = Some(self.started.elapsed());
+        if self.finished_at.is_none() && self.is_over() && self.is_drained() {
+            let origin = Duration::from_nanos(self.origin_ns.unwrap_or_default());
+            self.finished_at = Some(self.started.elapsed().saturating_sub(origin));
         }
         let mut shown = self.shared.shown.lock();
         shown.counters = self.counters;
         for latency_us in self.latencies_us.drain(..) {
             shown.ack_latency_us.saturating_record(latency_us);
+        }
+        for connect_us in self.connects_us.drain(..) {
+            shown.connect_us.saturating_record(connect_us);
+        }
+        for delivery_us in self.delivery_us.drain(..) {
+            shown.delivery_us.saturating_record(delivery_us);
+        }
+        if self.errors_changed {
+            shown.errors.clone_from(&self.errors);
+            self.errors_changed = false;
         }
         for (fault, readings) in self.fault_readings.drain(..) {
             if let Some(sum) = shown.fault_readings.get_mut(fault) {
@@ -440,12 +554,27 @@ impl Worker {
         }
         let mut wake_ns = self.next_sweep_ns.min(drain_until_ns.unwrap_or(u64::MAX));
         if self.generating && self.devices_left > 0 {
-            let due_ns = self.lineup.as_ref().map(Lineup::next_ns).or(self.end_ns());
+            let origin_ns = self.origin_ns.unwrap_or_default();
+            let due_ns = self.lineup.as_ref().map(|lineup| lineup.next_ns().saturating_add(origin_ns));
+            let due_ns = due_ns.or(self.end_ns());
             wake_ns = wake_ns.min(due_ns.unwrap_or(u64::MAX));
         }
         if let Some(&Reverse((at_ns, _))) = self.retries.peek() {
             wake_ns = wake_ns.min(at_ns);
         }
+        let comes_later = self.options.generator.connects_per_s > 0.0 && !self.connect_now.is_empty();
+        if self.origin_ns.is_none() || comes_later {
+            // While connections come up; the gate may be opened by another thread.
+            wake_ns = wake_ns.min(self.now_ns() + 1_000_000);
+        }
+        if self.generating && !self.is_paced() {
+            wake_ns = wake_ns.min(self.end_ns().unwrap_or(u64::MAX));
+        }
         Duration::from_nanos(wake_ns.saturating_sub(self.now_ns()))
     }
+}
+
+/// Microseconds since the Unix epoch.
+pub(super) fn wall_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64
 }

@@ -215,15 +215,35 @@ impl Committer {
         }
         match result {
             Ok(receipts) => {
+                submissions.iter().for_each(|submission| self.shared.deduping.settle(&submission.entered));
                 submissions
                     .into_iter()
                     .zip(receipts)
                     .for_each(|(submission, receipt)| submission.finish(Ok(receipt)));
             }
-            Err(error) => {
-                submissions.into_iter().for_each(|submission| submission.finish(Err(error.clone())))
-            }
+            Err(error) => self.fail(submissions, &error),
         }
+    }
+
+    /// Answers with the error; so are all that had left out a row because of one that is lost now.
+    fn fail(&self, submissions: Vec<Submission>, error: &LogError) {
+        let deduping = &self.shared.deduping;
+        let (mut failed, mut from) = (submissions, 0);
+        while from < failed.len() {
+            failed[from..].iter().for_each(|submission| deduping.take_back(&submission.entered));
+            from = failed.len();
+            let mut queue = self.shared.queue.lock();
+            // Whoever looks at the tables from here on does not find the keys; who looked before sees the fence.
+            deduping.failed();
+            let (relying, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut queue.submissions)
+                .into_iter()
+                .partition(|submission| submission.entered.relies_on_others());
+            queue.submissions = rest.into();
+            queue.bytes -= relying.iter().map(Submission::bytes).sum::<usize>();
+            self.shared.pending_bytes.store(queue.bytes, Ordering::Relaxed);
+            failed.extend(relying);
+        }
+        failed.into_iter().for_each(|submission| submission.finish(Err(error.clone())));
     }
 
     /// New keys first: those that the submissions use were added before these were queued, so reading

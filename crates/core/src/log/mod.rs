@@ -8,6 +8,7 @@
 mod block;
 mod columns;
 mod commit;
+mod dedupe;
 mod error;
 #[cfg(test)]
 pub(crate) mod forgetful;
@@ -33,6 +34,8 @@ mod tests_commit;
 #[cfg(test)]
 mod tests_crash;
 #[cfg(test)]
+mod tests_dedupe;
+#[cfg(test)]
 mod tests_frame;
 mod varint;
 mod window;
@@ -46,6 +49,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use self::commit::Committer;
+use self::dedupe::Deduping;
+pub use self::dedupe::{DedupeOptions, DedupeStats};
 pub use self::error::LogError;
 use self::inferred::Inferred;
 pub use self::inferred::InferredField;
@@ -124,6 +129,7 @@ impl Log {
             storage: storage.clone(),
             schemas: RwLock::new(known),
             inferred: Mutex::new(inferred),
+            deduping: Deduping::default(),
             keys: keys.into_iter().map(RwLock::new).collect(),
             queue: Mutex::new(Queue::default()),
             work: Condvar::new(),

@@ -179,6 +179,8 @@ pub struct Mark {
 /// A segment in use.
 pub struct Segment {
     pub name: String,
+    /// When it was begun, µs since the Unix epoch.
+    pub created_us: i64,
     pub number: u64,
     pub salt: u64,
     pub file: Arc<dyn StorageFile>,
@@ -205,6 +207,7 @@ impl Segment {
             name: segment_name(header.number),
             number: header.number,
             salt: header.salt,
+            created_us: header.created_us,
             file,
             allocated,
             end: AtomicU64::new(header_bytes),

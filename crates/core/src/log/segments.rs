@@ -1,6 +1,7 @@
 //! The list of segments: begins new ones, trims old ones behind the readers, keeps spare files.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::LogError;
@@ -135,7 +136,12 @@ impl Segments {
                 };
                 let held =
                     self.shared.holds.lock().holder(&oldest.first().ends, &next.first().ends).is_some();
-                if !over || held {
+                // Rows of the longest dedupe window are needed after a restart, but less than new ones.
+                let now =
+                    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros() as i64);
+                let keep_us = self.shared.deduping.keep_us.load(Ordering::Relaxed);
+                let young = keep_us > 0 && next.created_us > now.saturating_sub(keep_us);
+                if !over || held || (young && !all) {
                     break;
                 }
                 published.segments.pop_front()

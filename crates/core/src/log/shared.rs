@@ -11,6 +11,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::block::Block;
+use super::dedupe::{Deduping, Entered};
 use super::error::LogError;
 use super::inferred::Inferred;
 use super::keys::Keys;
@@ -29,6 +30,7 @@ pub struct Shared {
     pub epoch: u32,
     pub storage: Arc<dyn Storage>,
     pub schemas: RwLock<Schemas>,
+    pub deduping: Deduping,
     /// Held while a field is added, which takes a sync: rare, and never with another lock but `schemas`.
     pub inferred: Mutex<Inferred>,
     /// One dictionary per partition: read locks to look up, a write lock only for new keys.
@@ -73,6 +75,8 @@ pub struct Submission {
     pub blocks: Vec<Block>,
     /// Their bodies, one after the other.
     pub bodies: Vec<u8>,
+    /// What its rows entered into the tables of `dedupe`.
+    pub entered: Entered,
     pub done: Done,
     pub queued_at: Instant,
 }

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use super::block::{Block, BlockKind};
+use super::dedupe::{Entered, Remainders};
 use super::error::LogError;
 use super::frame::{Scratch, encode};
 use super::keys::MISSING;
@@ -52,22 +53,57 @@ impl Log {
             shared.busy.fetch_add(1, Ordering::Relaxed);
             return Err(LogError::Busy { queued, bound });
         }
-        let (blocks, bodies) = ENCODER.with_borrow_mut(|encoder| encoder.encode(shared, parts))?;
-        let submission = Submission { blocks, bodies, done, queued_at: Instant::now() };
+        let fence = shared.deduping.fence();
+        let (kept, entered) = shared.deduping.admit(parts)?;
+        let queued = self.queue_rest(parts, &kept, entered, done, fence);
+        queued.map_err(|(error, entered)| {
+            shared.deduping.take_back(&entered);
+            kept.into_iter().fold(error, |error, (part, kept)| kept.named(part, error))
+        })
+    }
+
+    /// Queues the parts without the duplicates; on an error gives back what has been entered of them.
+    fn queue_rest(
+        &self,
+        parts: &[(Partition, &Rows)],
+        kept: &Remainders,
+        entered: Entered,
+        done: Done,
+        fence: u64,
+    ) -> Result<(), (LogError, Entered)> {
+        let shared = self.shared();
+        let bound = shared.options.queue_bytes;
+        let encoded = ENCODER.with_borrow_mut(|encoder| {
+            if kept.is_empty() {
+                return encoder.encode(shared, parts);
+            }
+            let mut rest: Vec<(Partition, &Rows)> = parts.to_vec();
+            for (at, part) in rest.iter_mut().enumerate() {
+                part.1 = kept.get(&at).map_or(part.1, |kept| &kept.rows);
+            }
+            encoder.encode(shared, &rest)
+        });
+        let (blocks, bodies) = match encoded {
+            Ok(encoded) => encoded,
+            Err(error) => return Err((error, entered)),
+        };
+        let submission = Submission { blocks, bodies, entered, done, queued_at: Instant::now() };
         let bytes = submission.bytes();
         let most = shared.options.segment_bytes as usize / 2;
         if bytes > most {
-            return Err(LogError::TooLarge { bytes, bound: most });
+            return Err((LogError::TooLarge { bytes, bound: most }, submission.entered));
         }
         let mut queue = shared.queue.lock();
         if queue.closing {
-            return Err(LogError::Closed);
+            return Err((LogError::Closed, submission.entered));
         }
         let queued = queue.bytes + queue.in_flight;
         // A submission larger than the bound passes alone, else it never would.
-        if queued > 0 && queued + bytes > bound {
+        let full = queued > 0 && queued + bytes > bound;
+        // And rows that were left out may have counted on some that are lost: then all is to be looked at again.
+        if full || (submission.entered.relies_on_others() && shared.deduping.fence() != fence) {
             shared.busy.fetch_add(1, Ordering::Relaxed);
-            return Err(LogError::Busy { queued, bound });
+            return Err((LogError::Busy { queued, bound }, submission.entered));
         }
         let was_full = queue.bytes >= shared.options.commit_bytes;
         queue.submissions.push_back(submission);

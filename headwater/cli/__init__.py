@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -15,9 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 import headwater
-from headwater import config, messages, reference
+from headwater import messages, reference
+from headwater.cli.bench import bench_app
+from headwater.cli.face import (
+    ConfigOption,
+    DataDirOption,
+    JsonOption,
+    MqttOption,
+    SetOption,
+    fail,
+    failures,
+    out,
+    settings_of,
+)
 from headwater.client import Client
-from headwater.errors import HeadwaterError, SqlError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
@@ -25,62 +34,17 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
 streams_app = typer.Typer(no_args_is_help=True, help="Streams, and topics that no stream matches.")
 deadletters_app = typer.Typer(no_args_is_help=True, help="Payloads that could not be decoded.")
+app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 app.add_typer(streams_app, name="streams")
 app.add_typer(deadletters_app, name="deadletters")
 
-out = Console()
-P = ParamSpec("P")
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")]
-DataDirOption = Annotated[
-    Path | None, typer.Option("--data-dir", "-d", help="Directory that holds everything durable.")
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="The HTTP address; default: the one running on --data-dir.")
 ]
 TokenOption = Annotated[
     str | None, typer.Option("--token", envvar="HEADWATER_ADMIN_TOKEN", help="Administrator's token.")
 ]
-MqttOption = Annotated[
-    str | None, typer.Option("--mqtt", help="host:port of MQTT; default: the one running on --data-dir.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-
-
-def failures(verb: Callable[P, None]) -> Callable[P, None]:
-    """Errors of ours end the command with one message on stderr and exit code 1."""
-
-    @wraps(verb)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            verb(*args, **kwargs)
-        except HeadwaterError as error:
-            where = (
-                f" (at character {error.position})"
-                if isinstance(error, SqlError) and error.position is not None
-                else ""
-            )
-            fail(f"{error}{where}")
-
-    return run
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the command with a message on stderr and exit code 1."""
-    print(f"headwater: {message}", file=sys.stderr)  # noqa: T201
-    raise typer.Exit(1)
-
-
-def settings_of(path: Path | None, data_dir: Path | None, overrides: list[str] | None) -> config.Settings:
-    """Settings of the common options; `headwater.toml` here is read when no file is named."""
-    if path is None and Path("headwater.toml").exists():
-        path = Path("headwater.toml")
-    given = list(overrides or [])
-    if data_dir is not None:
-        given.append(f"data_dir={orjson.dumps(str(data_dir)).decode()}")
-    return config.load(path, given)
 
 
 def client_of(url: str | None, data_dir: Path | None, token: str | None) -> Client:
@@ -200,6 +164,27 @@ def simulate(
         f"{report.resent} sent again, {report.left_out} left out by dropouts",
         highlight=False,
     )
+
+
+@app.command()
+@failures
+def doctor(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    set_: SetOption = None,
+    devices: Annotated[int | None, typer.Option(help="Also say what so many devices need.")] = None,
+    rate: Annotated[float, typer.Option(help="Messages per second and device, for --devices.")] = 1.0,
+    json: JsonOption = False,
+) -> None:
+    """Say what limits this machine and what to set; exit code 1 when something must be changed."""
+    from headwater import doctor as checks
+
+    examination = checks.examine(settings_of(config, data_dir, set_), devices=devices, rate=rate)
+    lines = examination.json_lines() if json else examination.lines()
+    for line in lines:
+        print(line)  # noqa: T201
+    if examination.fails:
+        raise typer.Exit(1)
 
 
 @app.command()

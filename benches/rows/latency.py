@@ -1,0 +1,66 @@
+"""Row 4: latency at 100,000 messages a second offered, one per write, the whole pipeline on.
+
+Outside: the load generator's time from write to PUBACK. Inside: the server's own histogram, from PUBLISH read to PUBACK
+handed to the socket, which must be shorter, and not by more than the scheduling of two busy processes explains.
+"""
+
+from __future__ import annotations
+
+from benches.bench import NO_YARDSTICK, Bench
+from benches.rows.whole_pipeline import config
+from benches.server import Server, profile
+from benches.table import Row, judged, median, not_measured
+
+OFFERED, CONNECTIONS = 100_000, 100
+P50_MS, P99_MS = 3.0, 15.0
+#: Ours: inside and outside agree when the inside is not longer, and shorter by no more than this at p50.
+AGREE_MS = 3.0
+WHAT = f"acknowledgement at {OFFERED:,} msg/s offered, whole pipeline on"
+REACH = f"p50 <= {P50_MS:g} ms, p99 <= {P99_MS:g} ms; inside and outside agree"
+
+
+def run(bench: Bench) -> list[Row]:
+    """The load at that rate, `rounds` times."""
+    if bench.yardstick is None:
+        return [not_measured("4a", WHAT, REACH, NO_YARDSTICK)]
+    load = {
+        "conns": CONNECTIONS,
+        "qos": 1,
+        "rate": OFFERED / CONNECTIONS,
+        "devices": 1_000,
+        "secs": bench.secs,
+    }
+    outside: dict[str, list[float]] = {"p50": [], "p99": [], "p999": []}
+    inside: dict[str, list[float]] = {"0.5": [], "0.99": []}
+    rates, spent = [], ""
+    for _ in range(bench.rounds):
+        with Server(bench.scratch, config()) as server:
+            before = server.cpu_by_thread()
+            result = bench.yardstick.load(server.port, server.pids, **load)
+            metrics = server.metrics()
+            spent = profile(before, server.cpu_by_thread(), result["acked"])
+        rates.append(result["msgs_s"])
+        for name, values in outside.items():
+            values.append(result["ack_ms"][name])
+        for name, values in inside.items():
+            values.append(metrics[f'headwater_ack_latency_seconds{{quantile="{name}"}}'] * 1e3)
+    out50, out99, in50, in99 = (
+        median(values) for values in (outside["p50"], outside["p99"], inside["0.5"], inside["0.99"])
+    )
+    agree = in50 <= out50 * 1.05 and out50 - in50 <= AGREE_MS
+    found = (
+        f"outside p50 {out50:.2f}, p99 {out99:.2f} ms; inside p50 {in50:.2f}, p99 {in99:.2f} ms "
+        f"({'agree' if agree else 'do not agree'}), at {median(rates):,.0f} msg/s"
+    )
+    verdict = judged(out50 <= P50_MS and out99 <= P99_MS and agree and median(rates) >= 0.95 * OFFERED)
+    return [
+        Row(
+            "4a",
+            WHAT,
+            REACH,
+            found,
+            verdict,
+            {"outside": outside, "inside": inside, "msgs_s": rates},
+            [spent],
+        )
+    ]

@@ -1,0 +1,138 @@
+"""Row 2: everything on, flat out for a minute: store, a window over three fields, ten alarm rules.
+
+Lag is what the window query has not read of the rows in the log; it is sampled every two seconds, and the slope over
+the second half of the run tells whether it grows. The rows are counted by a query at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from benches import peers
+from benches.bench import NO_YARDSTICK, Bench
+from benches.server import TELEMETRY, Server, profile
+from benches.table import SHORT, Row, judged, not_measured
+
+RATE = 1e6
+#: Ours: lag may grow by so much of what arrives, and memory by so much over the second half of the run.
+LAG_SHARE, MEMORY_SHARE = 0.01, 0.10
+SAMPLE_S = 2.0
+WHAT = "whole pipeline on, 1M devices: store, one 5-minute window over 3 fields, 10 alarm rules"
+QUERY = """
+[queries.temp_5m]
+sql = \"\"\"SELECT device, window_start, window_end, AVG(temperature) AS t, MAX(humidity) AS h, MIN(battery) AS b
+         FROM TABLE(TUMBLE(TABLE telemetry, DESCRIPTOR(ts), INTERVAL '5' MINUTES))
+         GROUP BY device, window_start, window_end\"\"\"
+"""
+LOAD = {"conns": 50, "qos": 1, "window": 100, "devices": 20_000}
+
+
+def config() -> str:
+    """The stream, the window and ten rules that the yardstick's readings (20 to 30, 40 to 50, 3 to 4) do not raise."""
+    fields = ("temperature", "humidity", "battery")
+    rules = [
+        f'[alarms.rule_{at}]\non = "telemetry"\nwhere = "{fields[at % 3]} > {80 + at}"\n' for at in range(10)
+    ]
+    return TELEMETRY + QUERY + "".join(rules)
+
+
+def run(bench: Bench) -> list[Row]:
+    """One long run."""
+    reach = (
+        f">= {RATE:,.0f} readings/s for {bench.long_secs:g} s, every row read back, lag bounded, memory flat"
+    )
+    if bench.yardstick is None:
+        return [not_measured("2", WHAT, reach, NO_YARDSTICK)]
+    with Server(bench.scratch, config()) as server:
+        before = server.cpu_by_thread()
+        process = bench.yardstick.start(server.port, server.pids, **LOAD, secs=bench.long_secs)
+        samples = sample(server, bench.long_secs)
+        result = peers.answer(*process.communicate())
+        after = server.cpu_by_thread()
+        lag_rows = lag(server.metrics())
+        begin, counted = time.monotonic(), -1
+        while counted < result["acked"] and time.monotonic() - begin < 120:
+            counted = server.query("SELECT COUNT(*) FROM telemetry")[0][0]
+        visible_s = time.monotonic() - begin
+        store_bytes = bytes_per_row(server.metrics())
+    half = samples[len(samples) // 2 :]
+    slope = growth([(at, rows) for at, rows, _ in half])
+    memory = [rss for _, _, rss in half]
+    flat = memory[-1] <= memory[0] * (1 + MEMORY_SHARE)
+    bounded = slope <= LAG_SHARE * result["msgs_s"]
+    missing = result["acked"] - counted
+    cpu_us = result["srv_cpu_s"] / result["acked"] * 1e6
+    row = Row(
+        "2",
+        WHAT,
+        reach,
+        f"{result['msgs_s']:,.0f} readings/s for {bench.long_secs:g} s at {cpu_us:.2f} us, {counted:,} rows counted "
+        f"({missing} missing, all visible {visible_s:.1f} s after the last acknowledgement), lag at the end "
+        f"{lag_rows:,.0f} rows, growing {slope:,.0f} a second, memory {samples[0][2] >> 20} to {memory[-1] >> 20} MiB",
+        judged(result["msgs_s"] >= RATE and missing == 0 and bounded and flat),
+        {
+            "load": result,
+            "cpu_us": cpu_us,
+            "store_bytes": store_bytes,
+            "missing": missing,
+            "counted": counted,
+            "lag_rows": lag_rows,
+            "lag_slope": slope,
+            "samples": samples,
+        },
+        [profile(before, after, result["acked"]), contended(result)],
+    )
+    if row.verdict == SHORT:
+        short = [
+            text
+            for holds, text in (
+                (result["msgs_s"] >= RATE, "the rate"),
+                (missing == 0, "rows read back"),
+                (bounded, "the lag grows"),
+                (flat, "memory grows over the second half"),
+            )
+            if not holds
+        ]
+        row.notes.insert(0, f"falls short by: {', '.join(short)}")
+    return [row]
+
+
+def contended(result: dict[str, Any]) -> str:
+    """Who had the cores: the rate is bounded by what is left of them to the server."""
+    took = result["took_s"]
+    return (
+        f"of the cores: server {result['srv_cpu_s'] / took:.2f}, load generator {result['gen_cpu_s'] / took:.2f}, "
+        f"others {result['other_cores']:.2f}"
+    )
+
+
+def sample(server: Server, secs: float) -> list[tuple[float, float, int]]:
+    """Time, lag in rows and resident bytes every two seconds while the load runs."""
+    samples, begin = [], time.monotonic()
+    while (at := time.monotonic() - begin) < secs:
+        samples.append((at, lag(server.metrics()), server.rss_bytes()))
+        time.sleep(max(0.0, min(SAMPLE_S, secs - (time.monotonic() - begin))))
+    return samples
+
+
+def lag(metrics: dict[str, float]) -> float:
+    """Rows in the log that the window query has not read."""
+    in_log = metrics['headwater_log_rows_total{stream="telemetry"}']
+    return in_log - metrics['headwater_query_rows_total{query="temp_5m"}']
+
+
+def bytes_per_row(metrics: dict[str, float]) -> float | None:
+    """Of the table's files; None while all rows are in memory."""
+    rows = metrics.get('headwater_store_rows_total{table="telemetry"}', 0)
+    return metrics['headwater_store_bytes{table="telemetry"}'] / rows if rows else None
+
+
+def growth(points: list[tuple[float, float]]) -> float:
+    """Slope of a line through the points, per second."""
+    if len(points) < 2:
+        return 0.0
+    at, value = np.array(points).T
+    return float(np.polyfit(at, value, 1)[0])

@@ -1,0 +1,63 @@
+"""What all verbs share: options, where output goes, how errors end a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import orjson
+import typer
+from rich.console import Console
+
+from headwater import config
+from headwater.errors import HeadwaterError, SqlError
+
+out = Console()
+P = ParamSpec("P")
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")]
+DataDirOption = Annotated[
+    Path | None, typer.Option("--data-dir", "-d", help="Directory that holds everything durable.")
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")]
+MqttOption = Annotated[
+    str | None, typer.Option("--mqtt", help="host:port of MQTT; default: the one running on --data-dir.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+
+def failures(verb: Callable[P, None]) -> Callable[P, None]:
+    """Errors of ours end the command with one message on stderr and exit code 1."""
+
+    @wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except HeadwaterError as error:
+            where = (
+                f" (at character {error.position})"
+                if isinstance(error, SqlError) and error.position is not None
+                else ""
+            )
+            fail(f"{error}{where}")
+
+    return run
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command with a message on stderr and exit code 1."""
+    print(f"headwater: {message}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(1)
+
+
+def settings_of(path: Path | None, data_dir: Path | None, overrides: list[str] | None) -> config.Settings:
+    """Settings of the common options; `headwater.toml` here is read when no file is named."""
+    if path is None and Path("headwater.toml").exists():
+        path = Path("headwater.toml")
+    given = list(overrides or [])
+    if data_dir is not None:
+        given.append(f"data_dir={orjson.dumps(str(data_dir)).decode()}")
+    return config.load(path, given)
