@@ -1,7 +1,7 @@
 //! The commit thread: takes what is queued, writes it as one commit, syncs, publishes, answers.
 //!
-//! A commit begins when `commit_bytes` are queued or `commit_interval` has passed since the last one
-//! began, so an idle log commits at once and a busy one gathers. A failed write or sync ends the
+//! A commit begins when `commit_bytes` are queued, `commit_interval` has passed since the last one began, or all
+//! who submit have said that nothing more is on its way. So an idle log commits at once and a busy one gathers. A failed write or sync ends the
 //! segment: its commit fails, the next segment's header states where the failed one validly ends, and
 //! no sync is ever tried twice.
 
@@ -132,11 +132,14 @@ impl Committer {
             let now = Instant::now();
             if !queue.submissions.is_empty() {
                 let due = self.began_at.map_or(now, |began| began + options.commit_interval);
-                if queue.bytes < options.commit_bytes && now < due && !queue.closing {
+                if queue.bytes < options.commit_bytes && now < due && !queue.hurry && !queue.closing {
+                    queue.gathering = true;
                     shared.work.wait_until(&mut queue, due);
+                    queue.gathering = false;
                     continue;
                 }
                 self.began_at = Some(now);
+                queue.hurry = false;
                 let most = options.commit_bytes.min(options.segment_bytes as usize / 2);
                 let (mut taken, mut bytes, mut blocks) = (Vec::new(), 0, 0);
                 while let Some(front) = queue.submissions.front() {

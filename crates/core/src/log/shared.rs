@@ -58,8 +58,12 @@ pub struct Queue {
     pub bytes: usize,
     /// Bytes of the running commit.
     pub in_flight: usize,
-    /// The commit thread waits for work and not for the time of its next commit.
+    /// The commit thread waits for work.
     pub idle: bool,
+    /// It waits for the time of its next commit.
+    pub gathering: bool,
+    /// The next commit need not gather: nothing more is on its way.
+    pub hurry: bool,
     pub closing: bool,
     /// A reader advanced: see what can be recycled.
     pub trim: bool,

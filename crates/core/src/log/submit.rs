@@ -129,6 +129,22 @@ impl Log {
         }
     }
 
+    /// The caller has nothing more on its way: if at least `bytes` are queued, their commit begins now and does not
+    /// gather any longer.
+    pub fn hurry(&self, bytes: usize) {
+        let shared = self.shared();
+        let mut queue = shared.queue.lock();
+        if queue.submissions.is_empty() || queue.bytes < bytes {
+            return;
+        }
+        queue.hurry = true;
+        if queue.idle || queue.gathering {
+            (queue.idle, queue.gathering) = (false, false);
+            drop(queue);
+            shared.work.notify_one();
+        }
+    }
+
     /// Splits rows by the partition of their keys, submits them and waits until they are durable; also
     /// waits for room in the queue. All rows are in one commit. Not to be called from a `done`.
     pub fn append(&self, rows: &[&Rows]) -> Result<Receipt, LogError> {

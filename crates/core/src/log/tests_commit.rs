@@ -40,6 +40,21 @@ fn what_is_queued_waits_for_begin_and_goes_along_with_what_is_submitted() {
 }
 
 #[test]
+fn a_hurried_commit_does_not_gather_any_longer_if_it_is_large_enough() {
+    let options = LogOptions { commit_interval: Duration::from_secs(3600), ..options() };
+    let log = open(&Forgetful::new(), options).unwrap();
+    let rows = rows(&[("a", 1, 1.5)]);
+    log.append(&[&rows]).unwrap();
+    let (to, from) = mpsc::channel();
+    let done = Box::new(move |result: Result<Receipt, LogError>| to.send(result.unwrap().commit).unwrap());
+    log.submit(&[(log.partition_of(b"a"), &rows)], done).unwrap();
+    log.hurry(1 << 20);
+    assert!(!log.shared().queue.lock().hurry);
+    log.hurry(1);
+    assert_eq!(from.recv_timeout(Duration::from_secs(10)), Ok(2));
+}
+
+#[test]
 fn closing_commits_what_nobody_has_begun() {
     let storage = Forgetful::new();
     let log = open(&storage, options()).unwrap();

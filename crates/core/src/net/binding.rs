@@ -22,11 +22,21 @@ pub struct StreamBinding {
 /// Captured levels of one topic at most.
 pub(super) const MAX_CAPTURES: usize = 16;
 
+/// Most streams whose filters are compared one by one, and most levels of such a filter.
+const MAX_FEW: usize = 4;
+const MAX_PLAIN_LEVELS: usize = 16;
+
+/// A level of such a filter; `None`: `+`.
+type Level = Option<Box<[u8]>>;
+
 #[derive(Debug)]
 pub(super) struct Bindings {
     pub streams: Vec<Binding>,
     /// Indexes of `streams`.
     topics: Trie<u16>,
+    /// The filters of `streams`, where they are few and without `#`. Comparing them one by one costs
+    /// a fraction of a walk through the trie.
+    few: Option<Vec<Box<[Level]>>>,
     /// Filters whose messages are logged raw too.
     raw: Trie<u16>,
 }
@@ -125,8 +135,12 @@ impl Binding {
 impl Bindings {
     /// Errors: a sentence for the author of the configuration.
     pub fn new(streams: Vec<StreamBinding>, raw_filters: &[String], seed: u64) -> Result<Bindings, String> {
-        let mut bindings =
-            Bindings { streams: Vec::new(), topics: Trie::new(seed), raw: Trie::new(seed.rotate_left(32)) };
+        let mut bindings = Bindings {
+            streams: Vec::new(),
+            topics: Trie::new(seed),
+            few: Some(Vec::new()),
+            raw: Trie::new(seed.rotate_left(32)),
+        };
         for (at, StreamBinding { spec, schema }) in streams.into_iter().enumerate() {
             let index = u16::try_from(at).map_err(|_| "more than 65,536 streams".to_owned())?;
             let name = spec.name.clone();
@@ -141,6 +155,10 @@ impl Bindings {
                 .topics
                 .insert(&parsed.filter, index)
                 .map_err(|why| format!("stream {name:?}: {why} in {:?}", spec.topic))?;
+            bindings.few = bindings.few.take().and_then(|mut few| {
+                few.push(plain_levels(&parsed.filter)?);
+                (few.len() <= MAX_FEW).then_some(few)
+            });
             bindings.streams.push(Binding { name, captures, version, growing });
         }
         for filter in raw_filters {
@@ -155,13 +173,49 @@ impl Bindings {
     #[inline]
     pub fn streams_of(&self, topic: &str, into: &mut Vec<u16>) {
         into.clear();
-        self.topics.matches(topic, |index| into.push(*index));
+        let Some(few) = &self.few else {
+            self.topics.matches(topic, |index| into.push(*index));
+            return;
+        };
+        let mut levels: [&[u8]; MAX_PLAIN_LEVELS] = [&[]; MAX_PLAIN_LEVELS];
+        let mut count = 0;
+        let mut begin = 0;
+        let bytes = topic.as_bytes();
+        for (at, byte) in bytes.iter().enumerate() {
+            if *byte == b'/' {
+                let Some(level) = levels.get_mut(count) else { return };
+                *level = &bytes[begin..at];
+                (count, begin) = (count + 1, at + 1);
+            }
+        }
+        let Some(level) = levels.get_mut(count) else { return };
+        *level = &bytes[begin..];
+        let levels = &levels[..=count];
+        // Section 4.7.2: a wildcard in the first place does not reach topics of the server.
+        let hidden = topic.starts_with('$');
+        for (index, filter) in few.iter().enumerate() {
+            let fits = filter.len() == levels.len()
+                && !(hidden && filter[0].is_none())
+                && filter.iter().zip(levels).all(|(wanted, level)| {
+                    wanted.as_ref().is_none_or(|wanted| wanted.len() == level.len() && **wanted == **level)
+                });
+            if fits {
+                into.push(index as u16);
+            }
+        }
     }
 
     #[inline]
     pub fn is_raw(&self, topic: &str) -> bool {
         self.raw.matches(topic, |_| ()) > 0
     }
+}
+
+/// The levels of a filter that can be compared with a topic level by level.
+fn plain_levels(filter: &str) -> Option<Box<[Level]>> {
+    let levels: Vec<&str> = filter.split('/').collect();
+    let plain = levels.len() <= MAX_PLAIN_LEVELS && !levels.contains(&"#");
+    plain.then(|| levels.iter().map(|level| (*level != "+").then(|| level.as_bytes().into())).collect())
 }
 
 /// The levels of `topic` at the positions `wanted` (ascending), as far as there are any.
@@ -232,6 +286,49 @@ pub fn downlink_schema() -> Schema {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decode::{FieldSpec, Format};
+    use crate::schema::{SchemaId, StreamId};
+    use proptest::prelude::*;
+
+    fn bindings(topics: &[String]) -> Bindings {
+        let streams = topics.iter().enumerate().map(|(at, topic)| {
+            let spec = StreamSpec {
+                name: format!("s{at}"),
+                topic: topic.clone(),
+                format: Format::Json,
+                time: None,
+                fields: vec![FieldSpec { name: "v".into(), ty: ColumnType::Double, path: "v".into() }],
+                infer: false,
+                captures: vec![],
+            };
+            let columns = [
+                ("ts", ColumnType::Timestamp),
+                ("received_at", ColumnType::Timestamp),
+                ("v", ColumnType::Double),
+            ];
+            let columns = columns.iter().map(|(name, ty)| Column { name: (*name).into(), ty: *ty }).collect();
+            let id = at as u32 + 16;
+            let schema = Schema::new(SchemaId(id), StreamId(id as u16), &spec.name, columns, None).unwrap();
+            StreamBinding { spec, schema: SchemaRef::new(schema) }
+        });
+        Bindings::new(streams.collect(), &[], 7).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn few_filters_match_as_many_do(
+            filters in prop::collection::vec("(\\+|a|b|\\$x)(/(\\+|a|b|)){0,3}(/#)?", 1..7),
+            topic in "(a|b|\\$x)(/(a|b|c|)){0,4}",
+        ) {
+            let mut found = Vec::new();
+            bindings(&filters).streams_of(&topic, &mut found);
+            found.sort_unstable();
+            let wanted: Vec<u16> = (0..filters.len() as u16)
+                .filter(|at| topic::matches(&filters[usize::from(*at)], &topic))
+                .collect();
+            prop_assert_eq!(found, wanted);
+        }
+    }
 
     #[test]
     fn captures_take_their_levels() {

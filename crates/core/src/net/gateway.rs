@@ -83,6 +83,7 @@ impl Gateway {
         let shared = Arc::new(Shared {
             log,
             started: Instant::now(),
+            working: AtomicUsize::new(options.threads),
             bindings,
             subscriptions: RwLock::new(Trie::new(seed.rotate_left(17))),
             subscribed: AtomicUsize::new(0),

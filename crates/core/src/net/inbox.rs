@@ -112,7 +112,7 @@ impl Inbox {
         self.waiting.lock().asleep = false;
     }
 
-    /// The pass that `sleep` was for is through.
+    /// The pass that the loop slept for is through.
     pub fn passed(&self) -> Option<u64> {
         let tick = self.tick.load(Ordering::Relaxed);
         (tick != NO_TICK).then(|| {

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub log: Log,
     /// When the ticks of all threads begin; see `pace`.
     pub started: Instant,
+    /// Loops that do not wait.
+    pub working: AtomicUsize,
     pub bindings: Bindings,
     pub subscriptions: Subscriptions,
     /// Number of subscriptions; while it is 0 nobody looks for subscribers.
@@ -215,9 +217,10 @@ impl Lane {
     /// Lets the commit begin, unless another thread is about to add its turn to it.
     pub fn begin(&self) {
         let inboxes = &self.shared.inboxes;
-        let passed = inboxes.get(usize::from(self.thread)).and_then(Inbox::passed);
-        if !passed.is_some_and(|tick| inboxes.iter().any(|inbox| inbox.owes(tick))) {
-            self.shared.log.begin();
+        match inboxes.get(usize::from(self.thread)).and_then(Inbox::passed) {
+            Some(tick) if inboxes.iter().any(|inbox| inbox.owes(tick)) => {}
+            Some(_) => self.shared.log.hurry(1),
+            None => self.shared.log.begin(),
         }
     }
 

@@ -33,6 +33,9 @@ const READ_BYTES: usize = 128 << 10;
 pub(super) const MAX_FLIGHTS: usize = 2;
 /// Longest wait for the log's answer alone: about a commit.
 const NAP: Duration = Duration::from_millis(1);
+/// Bytes queued in the log from which their commit begins when all loops wait: some hundreds of messages, which is
+/// worth a commit of their own.
+const HURRY_BYTES: usize = 4 << 10;
 /// Deliveries waiting in another thread's inbox above which this one stops reading.
 const MAX_INBOX_BYTES: usize = 32 << 20;
 /// Token of the inbox's waker; connections have their slot.
@@ -49,6 +52,8 @@ pub(super) struct Worker {
     pub(super) ready: Vec<u32>,
     buffer: Vec<u8>,
     pace: Pace,
+    /// Reads that found something.
+    reads: u64,
     mail: Vec<Mail>,
     stop: Option<Instant>,
 }
@@ -62,6 +67,7 @@ impl Worker {
             generation: 0,
             wheel: Wheel::new(lane.tick),
             pace: Pace::new(lane.shared.started),
+            reads: 0,
             due: Vec::new(),
             lane,
             ready: Vec::new(),
@@ -76,8 +82,7 @@ impl Worker {
     pub fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         loop {
-            let timeout = self.rest();
-            match self.poll.poll(&mut events, Some(timeout)) {
+            match self.wait(&mut events) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     let detail = format!("cannot wait for sockets: {error}");
                     self.lane.shared.events.add(
@@ -92,12 +97,12 @@ impl Worker {
             }
             self.lane.tick = self.lane.shared.options.clock.tick();
             self.read_mail();
+            self.release();
             events.iter().for_each(|event| self.on_event(event));
             self.read_ready();
             self.turn();
             self.deliver_own();
             self.lane.dispatch();
-            // Shown before it is written: who has an acknowledgement finds its message in the books.
             self.lane.show();
             self.flush_dirty();
             self.expire();
@@ -123,16 +128,32 @@ impl Worker {
         }
     }
 
-    /// Waits for more to do than there is now; says how long to wait for sockets then.
-    fn rest(&mut self) -> Duration {
-        let rest = self.pace.rest(Instant::now(), self.lane.counters.received, self.lane.counters.bytes_in);
-        let Some(inbox) = self.inbox().filter(|_| self.ready.is_empty()) else { return self.timeout() };
-        match rest {
-            Rest::Sleep(pause, tick) => inbox.sleep(pause, tick),
-            Rest::Mail if !self.lane.flights.is_empty() => inbox.wait(NAP),
-            _ => return self.timeout(),
+    /// Waits until a pass has something to do.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let counters = &self.lane.counters;
+        let rest = self.pace.rest(Instant::now(), counters.received, self.reads, counters.bytes_in);
+        let timeout = self.timeout();
+        let shared = Arc::clone(&self.lane.shared);
+        let inbox = shared.inboxes.get(usize::from(self.lane.thread)).filter(|_| !timeout.is_zero());
+        let Some(inbox) = inbox else { return self.poll.poll(events, Some(timeout)) };
+        let last = shared.working.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && rest == Rest::Mail {
+            // All loops wait, so no other turn is about to join the next commit.
+            shared.log.hurry(HURRY_BYTES);
         }
-        Duration::ZERO
+        let polled = match rest {
+            Rest::Mail if self.lane.flights.is_empty() => self.poll.poll(events, Some(timeout)),
+            Rest::Mail => {
+                inbox.wait(NAP);
+                self.poll.poll(events, Some(Duration::ZERO))
+            }
+            Rest::Sleep(pause, tick) => {
+                inbox.sleep(pause, tick);
+                self.poll.poll(events, Some(Duration::ZERO))
+            }
+        };
+        shared.working.fetch_add(1, Ordering::SeqCst);
+        polled
     }
 
     /// Whether sockets stay unread because what was read is not through yet.
@@ -280,6 +301,7 @@ impl Worker {
             }
             return false;
         }
+        self.reads += 1;
         self.lane.counters.bytes_in += taken as u64;
         // A short read has emptied the socket, and the next bytes will be announced.
         let more = taken == buffer.len() || conn.ended;
@@ -358,6 +380,16 @@ impl Worker {
     }
 
     /// Submits what is staged, as far as that makes sense now, and acknowledges what the log is through with.
+    /// Writes what the log has released, before more is read: who waits for its acknowledgements sends again.
+    fn release(&mut self) {
+        self.settle();
+        if !self.lane.dirty.is_empty() {
+            // Shown before it is written: who has an acknowledgement finds its message in the books.
+            self.lane.show();
+            self.flush_dirty();
+        }
+    }
+
     fn turn(&mut self) {
         self.settle();
         let staged = &self.lane.staging;
