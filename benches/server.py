@@ -134,6 +134,13 @@ class Server:
         rows = found['headwater_log_rows_total{stream="telemetry"}']
         return int(min(rows, found['headwater_messages_total{outcome="decoded"}']))
 
+    def recovered_in_s(self) -> float:
+        """What the log itself says its last recovery took."""
+        text = self.errors.read_text(encoding="utf-8")
+        [*_, opened] = (line for line in text.splitlines() if '"log opened"' in line)
+        took_ms: float = json.loads(opened)["took_ms"]
+        return took_ms / 1e3
+
     def rss_bytes(self) -> int:
         """Resident memory."""
         size: int = psutil.Process(self.pids[0]).memory_info().rss
