@@ -2,7 +2,7 @@
 
 The log is filled flat out with readings, then with rows of long strings up to its size (readings take so little that 10
 GB of them would take half an hour), and the process killed. Recovery is what the log says that opening took. It reads
-the headers of all segments and the last one in full, as a commit before it cannot be torn; the rate is of the whole log.
+the headers of all segments and the last one in full, as a commit before it cannot be torn; the rate is of all of it.
 """
 
 from __future__ import annotations
