@@ -90,6 +90,8 @@ def main() -> int:
     say()
     for line in arithmetic:
         say(line)
+    say()
+    say(f"for headwater/costs.py: {model}")
     if given.write:
         replace(PAGE, "table", page)
         replace(PAGE, "costs", arithmetic)

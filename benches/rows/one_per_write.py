@@ -46,4 +46,4 @@ def measure(bench: Bench, number: str, connections: int, load: dict[str, object]
     times = median(ours_us) / median(limit_us)
     found = f"{median(ours_us):.1f} us beside {median(limit_us):.1f} us: {times:.2f} times, {median(rates):,.0f} msg/s"
     figures = {"headwater_us": ours_us, "discard_us": limit_us, "msgs_s": rates}
-    return Row(number, what, REACH, found, judged(times <= TIMES), figures, [spent])
+    return Row(number, what, REACH, found, judged(times <= TIMES), figures, [f"{spent}; connecting included"])

@@ -17,8 +17,9 @@ from benches.server import TELEMETRY, Server, profile
 from benches.table import SHORT, Row, judged, not_measured
 
 RATE = 1e6
-#: Ours: lag may grow by so much of what arrives, and memory by so much over the second half of the run.
-LAG_SHARE, MEMORY_SHARE = 0.01, 0.10
+#: Ours: over the second half of the run lag may grow by so much of what arrives, or stay below so many seconds of it;
+#: memory may grow by so much.
+LAG_SHARE, LAG_S, MEMORY_SHARE = 0.01, 0.5, 0.10
 SAMPLE_S = 2.0
 WHAT = "whole pipeline on, 1M devices: store, one 5-minute window over 3 fields, 10 alarm rules"
 QUERY = """
@@ -62,7 +63,8 @@ def run(bench: Bench) -> list[Row]:
     slope = growth([(at, rows) for at, rows, _ in half])
     memory = [rss for _, _, rss in half]
     flat = memory[-1] <= memory[0] * (1 + MEMORY_SHARE)
-    bounded = slope <= LAG_SHARE * result["msgs_s"]
+    worst = max(rows for _, rows, _ in half)
+    bounded = slope <= LAG_SHARE * result["msgs_s"] or worst <= LAG_S * result["msgs_s"]
     missing = result["acked"] - counted
     cpu_us = result["srv_cpu_s"] / result["acked"] * 1e6
     row = Row(
@@ -71,7 +73,7 @@ def run(bench: Bench) -> list[Row]:
         reach,
         f"{result['msgs_s']:,.0f} readings/s for {bench.long_secs:g} s at {cpu_us:.2f} us, {counted:,} rows counted "
         f"({missing} missing, all visible {visible_s:.1f} s after the last acknowledgement), lag at the end "
-        f"{lag_rows:,.0f} rows, growing {slope:,.0f} a second, memory {samples[0][2] >> 20} to {memory[-1] >> 20} MiB",
+        f"{lag_rows:,.0f} rows, at worst {worst:,.0f}, growing {slope:,.0f} a second, memory {samples[0][2] >> 20} to {memory[-1] >> 20} MiB",
         judged(result["msgs_s"] >= RATE and missing == 0 and bounded and flat),
         {
             "load": result,
