@@ -58,7 +58,8 @@ class Box:
 
 def stacks(script: Iterable[str]) -> Iterator[list[str]]:
     """Stacks, outermost first and headed by the thread's name, of the output of `perf script -F comm,ip,sym`."""
-    thread, frames = "", []
+    thread: str = ""
+    frames: list[str] = []
     for line in script:
         if not line.strip():
             if thread:

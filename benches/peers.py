@@ -29,7 +29,14 @@ class Yardstick:
             )
         self.loadgen, self.discard = scratch / "loadgen", scratch / "discard"
         for program in (self.loadgen, self.discard):
-            command = [compiler, "-std=gnu11", "-O2", source / f"{program.name}.c", "-o", program]
+            command: list[str | Path] = [
+                compiler,
+                "-std=gnu11",
+                "-O2",
+                source / f"{program.name}.c",
+                "-o",
+                program,
+            ]
             subprocess.run(command, check=True)
 
     def load(self, port: int, pids: Sequence[int], **options: Any) -> dict[str, Any]:

@@ -52,7 +52,16 @@ class Server:
         """Starts the process and waits until it accepts; `started_in_s` tells how long that took."""
         begin = time.monotonic()
         ports = ["--set", "mqtt.port=0", "--set", "http.port=0"]
-        command = [sys.executable, "-m", "headwater", "up", "--config", self.config, "--data-dir", self.data]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "headwater",
+            "up",
+            "--config",
+            self.config,
+            "--data-dir",
+            self.data,
+        ]
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen([*command, *ports], stdout=subprocess.DEVNULL, stderr=errors)
         while not (addresses := self._announced()):
@@ -124,6 +133,13 @@ class Server:
         found = self.metrics()
         rows = found['headwater_log_rows_total{stream="telemetry"}']
         return int(min(rows, found['headwater_messages_total{outcome="decoded"}']))
+
+    def recovered_in_s(self) -> float:
+        """What the log itself says its last recovery took."""
+        text = self.errors.read_text(encoding="utf-8")
+        [*_, opened] = (line for line in text.splitlines() if '"log opened"' in line)
+        took_ms: float = json.loads(opened)["took_ms"]
+        return took_ms / 1e3
 
     def rss_bytes(self) -> int:
         """Resident memory."""

@@ -62,9 +62,9 @@ class Subscribers:
                 self._ended.wait(0.2)
 
 
-def _exchange(client: socket.socket, packet: bytes, expected: bytes) -> None:
+def _exchange(client: socket.socket, request: bytes, expected: bytes) -> None:
     """Sends a packet and reads its answer."""
-    client.sendall(packet)
+    client.sendall(request)
     answer = b""
     while len(answer) < len(expected):
         part = client.recv(len(expected) - len(answer))
@@ -79,25 +79,27 @@ def _exchange(client: socket.socket, packet: bytes, expected: bytes) -> None:
 
 def connect(client_id: str) -> bytes:
     """CONNECT, clean session, no keep alive (MQTT 3.1.1 section 3.1)."""
-    return _packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x00" + _text(client_id))
+    return packet(0x10, b"\x00\x04MQTT\x04\x02\x00\x00" + text(client_id))
 
 
 def subscribe(filters: Sequence[str]) -> bytes:
     """SUBSCRIBE at QoS 0 (section 3.8)."""
-    return _packet(0x82, b"\x00\x01" + b"".join(_text(each) + b"\x00" for each in filters))
+    return packet(0x82, b"\x00\x01" + b"".join(text(each) + b"\x00" for each in filters))
 
 
 def suback(count: int) -> bytes:
     """SUBACK that grants QoS 0 to all (section 3.9)."""
-    return _packet(0x90, b"\x00\x01" + bytes(count))
+    return packet(0x90, b"\x00\x01" + bytes(count))
 
 
-def _text(text: str) -> bytes:
-    encoded = text.encode()
+def text(words: str) -> bytes:
+    """A string with its length (section 1.5.3)."""
+    encoded = words.encode()
     return len(encoded).to_bytes(2, "big") + encoded
 
 
-def _packet(first: int, body: bytes) -> bytes:
+def packet(first: int, body: bytes) -> bytes:
+    """A packet with this first byte (section 2.2)."""
     length, rest = bytearray(), len(body)
     while True:
         length.append(rest % 128 | (128 if rest >= 128 else 0))

@@ -74,7 +74,7 @@ def _cost(bench: Bench, server: Server, devices: int) -> Cost:
 
 
 def _devices(count: int) -> Callable[[Bench], Cost]:
-    def measure(bench: Bench) -> float:
+    def measure(bench: Bench) -> Cost:
         with Server(bench.scratch) as server:
             return _cost(bench, server, count)
 
@@ -87,7 +87,7 @@ def _streams(count: int) -> Callable[[Bench], Cost]:
         for at in range(count - 1)
     )
 
-    def measure(bench: Bench) -> float:
+    def measure(bench: Bench) -> Cost:
         with Server(bench.scratch, LOG_ALONE + others) as server:
             return _cost(bench, server, 100_000)
 
@@ -95,7 +95,7 @@ def _streams(count: int) -> Callable[[Bench], Cost]:
 
 
 def _others(count: int) -> Callable[[Bench], Cost]:
-    def measure(bench: Bench) -> float:
+    def measure(bench: Bench) -> Cost:
         filters = [f"dt/other/d{at:06}/telemetry" for at in range(count)]
         with Server(bench.scratch) as server, Subscribers(server.port, filters, CLIENTS):
             return _cost(bench, server, 100_000)
@@ -104,7 +104,7 @@ def _others(count: int) -> Callable[[Bench], Cost]:
 
 
 def _matching(count: int) -> Callable[[Bench], Cost]:
-    def measure(bench: Bench) -> float:
+    def measure(bench: Bench) -> Cost:
         filters = [f"dt/demo/d{at:06}/telemetry" for at in range(count)]
         with Server(bench.scratch) as server, Subscribers(server.port, filters, CLIENTS):
             return _cost(bench, server, count)

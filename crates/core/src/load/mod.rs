@@ -3,13 +3,15 @@
 //! `options` says what to play, `schedule` gives each reading its time, `faults` plans what goes wrong and
 //! keeps the labels, `payloads` makes reading n of device d from nothing but the seed. `connection` owns one
 //! socket and its un-acknowledged readings, `pace` tells which device is due, `worker` is one thread of
-//! senders, `links` its connections' coming and going, `fleet` runs the threads, `report` counts.
+//! senders, `links` its connections' coming and going, `ending` its beginning and end, `fleet` runs the threads,
+//! `report` counts.
 //! It is a client of any MQTT server and knows nothing of our gateway.
 //!
 //! `generator` makes a load generator of a fleet (`headwater bench`): `template` writes the user's payload and
 //! `subscribing` holds the connections that take messages in.
 
 mod connection;
+mod ending;
 pub mod faults;
 pub mod fleet;
 pub mod generator;

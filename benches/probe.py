@@ -1,0 +1,138 @@
+"""An outside client that sends readings of its own into a loaded server and times when they can be seen.
+
+Each reading has a device of its own and a temperature that raises an alarm. Queryable: from its PUBLISH to the answer
+of the first query that has the row, asked again and again, the query's own time included. Alarm: to the alarm's message
+at a subscriber.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+
+from benches.server import Server
+from benches.subscribers import connect, packet, suback, subscribe, text
+
+#: Above every reading of the load.
+TEMPERATURE = 500
+ALARM = f"""
+[alarms.probe]
+on     = "telemetry"
+where  = "temperature > {TEMPERATURE - 100}"
+notify = ["probe"]
+[notify.probe]
+url = "mqtt:alarms/{{alarm}}/{{device}}"
+"""
+#: Pause between two readings, and the longest wait for one to be seen, seconds.
+PAUSE_S, PATIENCE_S = 0.05, 30.0
+
+
+@dataclass
+class Seen:
+    """Milliseconds of every reading; `lost` counts those that were not seen in time."""
+
+    queryable_ms: list[float] = field(default_factory=list)
+    alarm_ms: list[float] = field(default_factory=list)
+    lost: int = 0
+
+    def add(self, other: Seen) -> None:
+        """Takes another run's."""
+        self.queryable_ms += other.queryable_ms
+        self.alarm_ms += other.alarm_ms
+        self.lost += other.lost
+
+
+class Probe:
+    """Two connections to the server, one that publishes and one that is sent alarms."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._publisher = _client(server.port, "bench-probe")
+        self._subscriber = _client(server.port, "bench-alarms")
+        self._subscriber.sendall(subscribe(["alarms/#"]))
+        _expect(self._subscriber, suback(1))
+        self._arrived: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def run(self, secs: float) -> Seen:
+        """Readings one after the other for so long."""
+        seen = Seen()
+        sent: dict[str, float] = {}
+        end = time.monotonic() + secs
+        while time.monotonic() < end:
+            device = f"probe{len(sent)}"
+            reading = json.dumps({"ts": int(time.time() * 1000), "temperature": TEMPERATURE})
+            topic = text(f"dt/demo/{device}/telemetry")
+            begin = time.monotonic()
+            sent[device] = begin
+            self._publisher.sendall(packet(0x30, topic + reading.encode()))
+            if self._await_row(device, begin):
+                seen.queryable_ms.append((time.monotonic() - begin) * 1e3)
+            else:
+                seen.lost += 1
+            time.sleep(PAUSE_S)
+        patience = time.monotonic() + PATIENCE_S
+        while len(self._arrived) < len(sent) and time.monotonic() < patience:
+            time.sleep(0.01)
+        for device, begin in sent.items():
+            if device in self._arrived:
+                seen.alarm_ms.append((self._arrived[device] - begin) * 1e3)
+            else:
+                seen.lost += 1
+        self._publisher.close()
+        self._subscriber.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._subscriber.close()
+        return seen
+
+    def _await_row(self, device: str, begin: float) -> bool:
+        sql = f"SELECT COUNT(*) FROM telemetry WHERE device = '{device}'"
+        while time.monotonic() - begin < PATIENCE_S:
+            if self._server.query(sql)[0][0] > 0:
+                return True
+        return False
+
+    def _listen(self) -> None:
+        """Notes when each alarm arrives: the topic is alarms/probe/DEVICE, the first message of a device counts."""
+        rest = b""
+        while part := self._subscriber.recv(1 << 16):
+            now = time.monotonic()
+            rest += part
+            while (found := _first(rest)) is not None:
+                body, rest = found
+                size = int.from_bytes(body[:2], "big")
+                device = body[2 : 2 + size].decode().rpartition("/")[2]
+                self._arrived.setdefault(device, now)
+
+
+def _first(buffer: bytes) -> tuple[bytes, bytes] | None:
+    """Body of the first packet and what follows it; None until it is whole (MQTT 3.1.1 section 2.2.3)."""
+    length = shift = 0
+    for at, byte in enumerate(buffer[1:5], start=1):
+        length |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            end = at + 1 + length
+            return (buffer[at + 1 : end], buffer[end:]) if len(buffer) >= end else None
+    return None
+
+
+def _client(port: int, client_id: str) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.sendall(connect(client_id))
+    _expect(client, b"\x20\x02\x00\x00")
+    client.settimeout(None)
+    return client
+
+
+def _expect(client: socket.socket, answer: bytes) -> None:
+    found = b""
+    while len(found) < len(answer) and (part := client.recv(len(answer) - len(found))):
+        found += part
+    if found != answer:
+        raise SystemExit(f"bench: the server answered {found!r}, {answer!r} was expected")
