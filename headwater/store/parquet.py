@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headwater import durable
+from headwater.store import keynumbers
 
 #: Rows of a row group: what one thread of DuckDB scans at a time, and what statistics may skip. Ours.
 ROW_GROUP_ROWS: Final = 122_880
@@ -64,14 +65,13 @@ def write(directory: Path, stem: str, table: pa.Table, key: str | None) -> Writt
     key:    the string column that comes first in the order, None: by ts alone
     raises: OSError
     """
-    codes, names = _ranks(table[key]) if key is not None else (None, None)
-    order = _order(codes, table["ts"])
+    order, codes, names = _sorted(table[key] if key is not None else None, table["ts"])
     stats = _Statistics(table.num_rows)
     columns: dict[str, Any] = {}
     for name in table.column_names:
         if name == key and codes is not None and names is not None:
             stats.add(name, table[name].null_count, names)
-            columns[name] = _Keys(codes[order], names)
+            columns[name] = _Keys(codes, names)
         else:
             column = _small_dictionary(table[name])
             stats.add(name, column.null_count, column)
@@ -109,11 +109,35 @@ def _crc(path: Path) -> int:
     return crc
 
 
-def _ranks(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """Per row the rank of its text among the column's sorted distinct texts (-1: NULL), and these texts.
+def _sorted(
+    key: pa.ChunkedArray | None, ts: pa.ChunkedArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None, pa.Array | None]:
+    """The order of (key, ts), and in that order per row the rank of its key (-1: NULL), and the sorted distinct keys.
 
     From the texts, not from the log's dense ids: a key column that was changed in the configuration has ids of both.
     """
+    time = pc.fill_null(ts.cast(pa.int64()), 0).combine_chunks().to_numpy(zero_copy_only=False)
+    if key is None:
+        return np.argsort(time, kind="stable"), None, None
+    low = int(time.min())
+    span = int(time.max()) - low + 1
+    texts = _combined(key)
+    numbered = keynumbers.numbers(texts, _I64_MAX // span)
+    if numbered is not None:
+        order = np.argsort(numbered * span + (time - low))
+        numbers = numbered[order]
+        begins = np.concatenate([[True], numbers[1:] != numbers[:-1]])
+        return order, np.cumsum(begins) - 1, texts.take(pa.array(order[begins]))
+    codes, names = _ranks(key)
+    if (int(codes.max()) + 2) * span <= _I64_MAX:
+        order = np.argsort((codes + 1) * span + (time - low))
+    else:
+        order = np.lexsort((time, codes))
+    return order, codes[order], names
+
+
+def _ranks(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    """Per row the rank of its text among the column's sorted distinct texts (-1: NULL), and these texts."""
     encoded = _encode(column)
     sorted_at = pc.array_sort_indices(encoded.dictionary)
     # One slot more than texts: index -1 (NULL) finds the last one.
@@ -121,18 +145,6 @@ def _ranks(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
     rank[sorted_at.to_numpy()] = np.arange(len(encoded.dictionary))
     codes = rank[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)]
     return codes, encoded.dictionary.take(sorted_at)
-
-
-def _order(codes: npt.NDArray[np.int64] | None, ts: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Row numbers in the order of (code, ts): one int64 sort where both fit into it: all but wild clocks."""
-    time = pc.fill_null(ts.cast(pa.int64()), 0).combine_chunks().to_numpy(zero_copy_only=False)
-    if codes is None:
-        return np.argsort(time, kind="stable")
-    low, high = int(time.min()), int(time.max())
-    span = high - low + 1
-    if (int(codes.max()) + 2) * span <= _I64_MAX:
-        return np.argsort((codes + 1) * span + (time - low))
-    return np.lexsort((time, codes))
 
 
 def _encode(column: pa.ChunkedArray) -> pa.DictionaryArray:
@@ -146,6 +158,10 @@ def _small_dictionary(column: pa.ChunkedArray) -> pa.Array:
         encoded = _encode(column)
         if len(encoded.dictionary) <= _DICTIONARY_VALUES:
             return encoded
+    return _combined(column)
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
     combined = column.combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
