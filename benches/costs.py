@@ -9,6 +9,8 @@ from benches.table import Row, median
 from headwater.costs import MEASURED, Costs, needs
 
 DEVICES, RATE = 10_000_000, 1.0
+#: A window's record of one device, 64 bytes, in each of the three panes that are open at a time.
+WINDOW_BYTES = 3 * 64
 #: Days that the disk arithmetic keeps readings for.
 DAYS = 30
 
@@ -29,7 +31,8 @@ def of_rows(rows: Sequence[Row]) -> Costs:
         found = replace(found, log_bytes=median(by_number["6b"]["bytes"]))
     if "7a" in by_number:
         memory = [median(values) for values in by_number["7a"]["rss_bytes"].values()]
-        found = replace(found, device_bytes=max(memory[-1] - memory[0], 0.0) / (1_000_000 - 10_000))
+        in_gateway = max(memory[-1] - memory[0], 0.0) / (1_000_000 - 10_000)
+        found = replace(found, device_bytes=in_gateway + WINDOW_BYTES)
     if "8" in by_number:
         found = replace(found, connection_bytes=by_number["8"]["bytes"])
     return found

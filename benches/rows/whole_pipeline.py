@@ -67,13 +67,17 @@ def run(bench: Bench) -> list[Row]:
     bounded = slope <= LAG_SHARE * result["msgs_s"] or worst <= LAG_S * result["msgs_s"]
     missing = result["acked"] - counted
     cpu_us = result["srv_cpu_s"] / result["acked"] * 1e6
+    found = [
+        f"{result['msgs_s']:,.0f} readings/s for {bench.long_secs:g} s at {cpu_us:.2f} us",
+        f"{counted:,} rows counted, {missing} missing, all visible {visible_s:.1f} s after the last acknowledgement",
+        f"lag at the end {lag_rows:,.0f} rows, at worst {worst:,.0f}, growing {slope:,.0f} a second",
+        f"memory {samples[0][2] >> 20} to {memory[-1] >> 20} MiB",
+    ]
     row = Row(
         "2",
         WHAT,
         reach,
-        f"{result['msgs_s']:,.0f} readings/s for {bench.long_secs:g} s at {cpu_us:.2f} us, {counted:,} rows counted "
-        f"({missing} missing, all visible {visible_s:.1f} s after the last acknowledgement), lag at the end "
-        f"{lag_rows:,.0f} rows, at worst {worst:,.0f}, growing {slope:,.0f} a second, memory {samples[0][2] >> 20} to {memory[-1] >> 20} MiB",
+        "; ".join(found),
         judged(result["msgs_s"] >= RATE and missing == 0 and bounded and flat),
         {
             "load": result,
