@@ -5,7 +5,8 @@
 //! each as long as the window, make expiry free of charge; the arrival beside each key makes it exact.
 //!
 //! A key enters the table when its row is submitted, not when it is durable. That is right because submissions are answered
-//! in their order: a duplicate's answer comes after its original's. When a commit fails, the keys of its rows leave the
+//! in their order: a duplicate's answer comes after its original's. So that an original is also queued before its
+//! duplicates, submissions that enter keys are queued one after the other. When a commit fails, the keys of its rows leave the
 //! table, and submissions that had left out a row for one of them fail too, so nobody is told that a lost row is stored.
 //! The table is memory only: opening fills it from the rows that the log still holds, and the log keeps rows for a window.
 
@@ -18,7 +19,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int64Type, TimestampMicrosecondType, UInt16Type};
 use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::DataType;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::LogError;
@@ -154,11 +155,22 @@ pub struct Deduping {
     streams: RwLock<HashMap<StreamId, Arc<Dedupe>>>,
     /// Counts failed commits: a submission that left out rows before one has to look again.
     failures: AtomicU64,
+    /// Held from entering a submission's keys until it is queued, or has been refused and its keys are gone.
+    order: Mutex<()>,
     /// The longest window, µs: so long the log keeps its rows.
     pub keep_us: AtomicI64,
 }
 
 impl Deduping {
+    /// To be held while a submission enters its keys and is queued; none if none of its streams declares dedupe.
+    pub fn in_order(&self, parts: &[(Partition, &Rows)]) -> Option<MutexGuard<'_, ()>> {
+        let enters = {
+            let streams = self.streams.read();
+            !streams.is_empty() && parts.iter().any(|(_, rows)| streams.contains_key(&rows.schema.stream))
+        };
+        enters.then(|| self.order.lock())
+    }
+
     /// Changes when keys that somebody may have counted on have left the tables.
     pub fn fence(&self) -> u64 {
         self.failures.load(Ordering::Acquire)

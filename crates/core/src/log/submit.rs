@@ -53,6 +53,7 @@ impl Log {
             shared.busy.fetch_add(1, Ordering::Relaxed);
             return Err(LogError::Busy { queued, bound });
         }
+        let _order = shared.deduping.in_order(parts);
         let fence = shared.deduping.fence();
         let (kept, entered) = shared.deduping.admit(parts)?;
         let queued = self.queue_rest(parts, &kept, entered, done, fence);

@@ -137,6 +137,32 @@ fn a_duplicate_of_a_row_that_is_lost_fails_with_it() {
     assert!(!answers[0].1 && (!acknowledged || answers.len() == 3), "{answers:?}");
 }
 
+#[test]
+fn a_reading_is_not_acknowledged_for_an_original_that_is_refused() {
+    let log = open(&Forgetful::new(), 0);
+    let partition = log.partition_of(b"a");
+    for round in 0..20i64 {
+        let first = 1 + round * 1_000_000;
+        // Values that do not compress, more than a segment takes: refused after all of it has been encoded.
+        let large: Vec<Reading<'_>> =
+            (0..40_000).map(|at| ("a", first + at, 10, 1.0 / (first + at) as f64)).collect();
+        let (large, small) = (rows(&large), rows(&[("a", first, 10, 1.0)]));
+        let before = stored(&log);
+        let keys = log.dedupe_stats(StreamId(16)).keys;
+        let (refused, acknowledged) = std::thread::scope(|scope| {
+            let refused = scope.spawn(|| log.submit(&[(partition, &large)], Box::new(|_| ())));
+            while log.dedupe_stats(StreamId(16)).keys == keys && !refused.is_finished() {
+                std::thread::yield_now();
+            }
+            let acknowledged = log.append(&[&small]);
+            (refused.join().unwrap(), acknowledged)
+        });
+        assert!(matches!(refused, Err(LogError::TooLarge { .. })), "{refused:?}");
+        acknowledged.unwrap();
+        assert_eq!(stored(&log), before + 1, "round {round}");
+    }
+}
+
 proptest! {
     /// Any readings in any submissions, with failing commits and restarts: what is stored and acknowledged is what a plain
     /// set would let through.
