@@ -19,12 +19,17 @@ from headwater.pipeline import Pipeline
 
 logger = structlog.get_logger(__name__)
 
+#: How long a thread may keep the interpreter while others want it. A query takes it some twenty times beside the
+#: services; with Python's 5 ms its p99 at 100,000 messages a second was 1.3 to 1.7 times as long.
+SWITCH_S = 0.0005
+
 
 def serve(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT, then drains. Prints one line per listener once everything is ready.
 
     raises: ConfigError, DataDirectoryError, ListenError, LogCorruptError
     """
+    sys.setswitchinterval(SWITCH_S)
     configure_logging()
     with _listen(settings.http.host, settings.http.port) as listener:
         pipeline = Pipeline(settings)
