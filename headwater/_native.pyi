@@ -142,6 +142,9 @@ class Gateway:
     def unmatched(self) -> list[dict[str, Any]]:
         """Topics that no stream matched: `topic`, `count`, `payload` (example), `last_seen_us`, `suggestion`."""
 
+    def connected(self, client_id: str) -> bool:
+        """Whether a client of this id is connected."""
+
     def events(self) -> list[dict[str, Any]]:
         """Events for the operator since the last call, oldest first, bounded."""
 
@@ -153,6 +156,18 @@ def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.Re
     stream:  as for `Gateway`, with a topic that captures nothing
     returns: `ts`, `received_at` and the declared fields, one row per reading
     raises:  RecordError with reason and position
+    """
+
+def decode_messages(
+    stream: dict[str, Any], messages: list[tuple[str, bytes, int]]
+) -> tuple[pa.RecordBatch, list[int], list[tuple[int, str, str]], list[tuple[str, str, str]]]:
+    """Decodes messages (topic, payload, time of arrival in us) as the gateway would.
+
+    stream:  as for `Gateway`
+    returns: captured levels, `ts`, `received_at` and fields of all readings; their number by message; index, reason and
+             detail of the messages that are refused; columns (name, type, path) that the stream must get before all is
+             decoded again
+    raises:  ValueError: the declaration is wrong
     """
 
 def undeclared(stream: dict[str, Any], payload: bytes) -> list[tuple[str, str, str]]:

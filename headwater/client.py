@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
 
 from headwater.errors import (
     HeadwaterError,
+    LogFullError,
     NotFoundError,
     QueryLimitError,
     RecordError,
@@ -30,6 +32,7 @@ _RAISES = {
     "RecordError": RecordError,
     "NotFoundError": NotFoundError,
     "QueryLimitError": QueryLimitError,
+    "LogFullError": LogFullError,
 }
 
 
@@ -100,8 +103,26 @@ class Client:
         return self._list("/api/v1/streams/unmatched", {})
 
     def deadletters(self, **filters: str) -> list[dict[str, Any]]:
-        """Payloads that could not be decoded, newest first; filters: stream, client, reason, limit."""
+        """Payloads that could not be decoded, newest first; filters: stream, client, reason, topic (an MQTT filter),
+        since, until (ISO 8601), replayed, limit, skip."""
         return self._list("/api/v1/deadletters", filters)
+
+    def deadletter_counts(self, **filters: str) -> list[dict[str, Any]]:
+        """How many, by stream and reason; filters as for `deadletters`."""
+        return self._list("/api/v1/deadletters/count", filters)
+
+    def replay(self, **filters: str) -> dict[str, Any]:
+        """Decodes dead letters again and stores what is good now, each once; filters as for `deadletters`.
+
+        returns: {"replayed": letters, "readings": rows, "refused": [{"stream", "reason", "n", "example"}]}
+        raises:  LogFullError: call it again
+        """
+        answer: dict[str, Any] = self._request("POST", "/api/v1/deadletters/replay", params=filters).json()
+        return answer
+
+    def why(self, client_id: str) -> dict[str, Any]:
+        """Why messages of a client are not where they are expected: `answer` says it in sentences."""
+        return self._json(f"/api/v1/clients/{quote(client_id, safe='/')}/why")
 
     def shadow(self, thing: str, name: str = "") -> dict[str, Any]:
         """A shadow document. raises: ShadowError(404) where there is none"""

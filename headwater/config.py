@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headwater.errors import ConfigError
-from headwater.records import NAME, ColumnType
+from headwater.records import NAME, OWN_TABLES, ColumnType
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_US: Final = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
@@ -392,8 +392,8 @@ class Settings(BaseSettings):
         for name in tables:
             if tables.count(name) > 1:
                 raise ValueError(f"{name!r} is both a stream and a query; a table has one owner")
-            if name == "dead_letters":
-                raise ValueError("'dead_letters' is a table of the product; choose another name")
+            if name in OWN_TABLES:
+                raise ValueError(f"{name!r} is a table of the product; choose another name")
         for name, alarm in self.alarms.items():
             if alarm.on not in tables:
                 raise ValueError(

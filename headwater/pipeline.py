@@ -24,9 +24,11 @@ from headwater.api.parts import Parts
 from headwater.config import Settings
 from headwater.devices.shadow import ShadowService
 from headwater.errors import DataDirectoryError
+from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
+from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
-from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS
+from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA
 from headwater.store.embedded import EmbeddedStore
 from headwater.streams.embedded import EmbeddedEngine
 from headwater.worker import Worker
@@ -67,10 +69,12 @@ class Pipeline:
                 window, most = stream.dedupe_window, stream.dedupe_max_keys
                 self.log.dedupe(self.schemas[name], stream.dedupe, window, most, clock())
         self._workers: list[Worker] = []
-        store = engine = alarms = notifier = shadows = None
+        store = letters = engine = alarms = notifier = shadows = None
         if settings.pipeline.enabled:
             store = EmbeddedStore(self.log, self.directory, settings.store, settings.query, clock)
             store.create(DEAD_LETTERS_SCHEMA)
+            store.create(REPLAYS_SCHEMA)
+            letters = Letters(self.log, store.query, settings.streams, self.schemas, clock)
             for name in settings.streams:
                 store.create(self.schemas[name])
             engine = EmbeddedEngine(self.log, self.directory, settings.engine, clock)
@@ -92,14 +96,17 @@ class Pipeline:
             logger.warning("store repaired", detail=message)
         streams = {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()}
         self.gateway = Gateway(self.log, settings.mqtt, streams)
+        self.troubles = Troubles(self.gateway)
         self.parts = Parts(
             settings=settings,
             clock=clock,
             database=self.database,
             log=self.log,
             gateway=self.gateway,
+            troubles=self.troubles,
             schemas=self.schemas,
             store=store,
+            letters=letters,
             engine=engine,
             shadows=shadows,
             notifier=notifier,
@@ -146,7 +153,7 @@ class Pipeline:
 
     def _report_events(self) -> None:
         while not self._stopping.wait(0.5):
-            for event in self.gateway.events():
+            for event in self.troubles.take():
                 logger.info("gateway", **event)
 
 

@@ -14,6 +14,7 @@ RAW: Final = 1
 DEAD_LETTERS: Final = 2
 DOWNLINK: Final = 3
 STEPS: Final = 4
+REPLAYS: Final = 5
 FIRST_USER_STREAM: Final = 16
 
 #: Names that a stream, query or alarm may have: they are SQL identifiers and path segments.
@@ -143,8 +144,21 @@ STEPS_SCHEMA: Final = Schema(
     None,
 )
 
+#: Dead letters whose readings were appended later, in the same commit. `id` names the letter (see `gateway.letters`),
+#: `readings` counts its rows.
+REPLAYS_SCHEMA: Final = Schema(
+    5,
+    REPLAYS,
+    "dead_letter_replays",
+    _columns(ts=_T.TIMESTAMP, id=_T.STRING, stream=_T.STRING, readings=_T.BIGINT),
+    None,
+)
+
 #: The product's own streams; their ids are fixed.
-OWN_SCHEMAS: Final = (RAW_SCHEMA, DEAD_LETTERS_SCHEMA, DOWNLINK_SCHEMA, STEPS_SCHEMA)
+OWN_SCHEMAS: Final = (RAW_SCHEMA, DEAD_LETTERS_SCHEMA, DOWNLINK_SCHEMA, STEPS_SCHEMA, REPLAYS_SCHEMA)
+
+#: Those that SQL sees as tables.
+OWN_TABLES: Final = (DEAD_LETTERS_SCHEMA.name, REPLAYS_SCHEMA.name)
 
 #: Columns that a log reader adds to every batch: dense key id, partition, offset in the partition.
 READER_COLUMNS: Final = ("_key", "_partition", "_offset")

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from headwater.api.parts import Parts
-from headwater.records import DEAD_LETTERS_SCHEMA
+from headwater.records import DEAD_LETTERS_SCHEMA, REPLAYS_SCHEMA
 
 #: Terms of the right side of the equation of messages.
 OUTCOMES = ("decoded", "raw_only", "live_only", "dead_lettered", "shed", "refused", "in_flight")
@@ -28,7 +28,7 @@ def books(parts: Parts) -> dict[str, Any]:
     messages["balanced"] = counters["received"] == sum(counters[outcome] for outcome in OUTCOMES)
     rows = {}
     if parts.store is not None:
-        for schema in [*parts.schemas.values(), DEAD_LETTERS_SCHEMA]:
+        for schema in [*parts.schemas.values(), DEAD_LETTERS_SCHEMA, REPLAYS_SCHEMA]:
             account = parts.store.account(schema.name)
             rows[schema.name] = {**asdict(account), "balanced": account.balanced}
     balanced = messages["balanced"] and all(stream["balanced"] for stream in rows.values())

@@ -10,7 +10,9 @@ from headwater.alerts.notify import Notifier
 from headwater.config import Settings
 from headwater.database import Database
 from headwater.devices.shadow import ShadowService
+from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
+from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import Schema
 from headwater.store.base import Store
@@ -36,8 +38,10 @@ class Parts:
     database: Database
     log: EmbeddedLog
     gateway: Gateway
+    troubles: Troubles
     schemas: Mapping[str, Schema]
     store: Store | None
+    letters: Letters | None
     engine: Engine | None
     shadows: ShadowService | None
     notifier: Notifier | None

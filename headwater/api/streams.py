@@ -1,16 +1,14 @@
-"""Streams and what did not fit them: tables, unmatched topics, dead letters."""
+"""Streams, and topics that no stream matches."""
 
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, Query, Response
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Response
 
 from headwater.api.parts import Parts
-from headwater.errors import NotFoundError
 
 
 def router(parts: Parts) -> APIRouter:
@@ -42,36 +40,5 @@ def router(parts: Parts) -> APIRouter:
             for each in parts.gateway.unmatched()
         ]
         return Response(orjson.dumps(found), media_type="application/json")
-
-    @routes.get("/api/v1/deadletters", summary="Payloads that could not be decoded")
-    async def deadletters(
-        stream: str | None = None,
-        client: str | None = None,
-        reason: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
-    ) -> Response:
-        """Newest first: time of arrival, stream, topic, client, reason, detail, payload (base64)."""
-        if parts.store is None:
-            raise NotFoundError("listing dead letters: pipeline.enabled is false, so there are no tables")
-        wanted = {"stream": stream, "client": client, "reason": reason}
-        where = [f"{column} = ?" for column, value in wanted.items() if value is not None]
-        condition = f"WHERE {' AND '.join(where)}" if where else ""
-        sql = f"SELECT * FROM dead_letters {condition} ORDER BY ts DESC LIMIT {limit}"
-        params = [value for value in wanted.values() if value is not None]
-        table = await run_in_threadpool(parts.store.query, sql, params)
-        rows = table.to_pylist()
-        for row in rows:
-            row["payload"] = base64.b64encode(row["payload"]).decode()
-        return Response(orjson.dumps(rows), media_type="application/json")
-
-    @routes.get("/api/v1/deadletters/count", summary="Dead letters by stream and reason")
-    async def deadletter_counts() -> list[dict[str, Any]]:
-        """Counts over everything kept."""
-        if parts.store is None:
-            raise NotFoundError("counting dead letters: pipeline.enabled is false, so there are no tables")
-        sql = "SELECT stream, reason, COUNT(*) AS n FROM dead_letters GROUP BY stream, reason ORDER BY n DESC"
-        table = await run_in_threadpool(parts.store.query, sql, [])
-        found: list[dict[str, Any]] = table.to_pylist()
-        return found
 
     return routes

@@ -5,53 +5,40 @@ from __future__ import annotations
 import base64
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import headwater
 from headwater import messages, reference
 from headwater.cli.bench import bench_app
+from headwater.cli.deadletters import deadletters_app
 from headwater.cli.face import (
     ConfigOption,
     DataDirOption,
     JsonOption,
     MqttOption,
     SetOption,
+    TokenOption,
+    UrlOption,
+    client_of,
     fail,
     failures,
     out,
     settings_of,
+    show,
 )
-from headwater.client import Client
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
 )
 config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
 streams_app = typer.Typer(no_args_is_help=True, help="Streams, and topics that no stream matches.")
-deadletters_app = typer.Typer(no_args_is_help=True, help="Payloads that could not be decoded.")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 app.add_typer(streams_app, name="streams")
 app.add_typer(deadletters_app, name="deadletters")
-
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="The HTTP address; default: the one running on --data-dir.")
-]
-TokenOption = Annotated[
-    str | None, typer.Option("--token", envvar="HEADWATER_ADMIN_TOKEN", help="Administrator's token.")
-]
-
-
-def client_of(url: str | None, data_dir: Path | None, token: str | None) -> Client:
-    """The API at `url`, or of the Headwater that runs on the data directory."""
-    if url is not None:
-        return Client(url, token)
-    return Client.of_directory(data_dir or settings_of(None, None, None).data_dir, token)
 
 
 @app.command()
@@ -198,7 +185,7 @@ def query(
 ) -> None:
     """Run one SELECT over streams, query results and dead letters."""
     with client_of(url, data_dir, token) as client:
-        _show(client.query(sql).to_pylist(), json)
+        show(client.query(sql).to_pylist(), json)
 
 
 @app.command()
@@ -246,7 +233,7 @@ def streams_list(
         rows = client.streams()
     for row in rows if not json else []:
         row["columns"] = ", ".join(f"{column['name']} {column['type']}" for column in row["columns"])
-    _show(rows, json)
+    show(rows, json)
 
 
 @streams_app.command("unmatched")
@@ -258,7 +245,7 @@ def streams_unmatched(
     with client_of(url, data_dir, token) as client:
         found = client.unmatched()
     if json:
-        _show(found, True)
+        show(found, True)
         return
     if not found:
         out.print("every topic so far is matched by a stream")
@@ -269,40 +256,43 @@ def streams_unmatched(
         )
 
 
-@deadletters_app.command("list")
+@app.command()
 @failures
-def deadletters_list(
-    stream: str | None = None,
-    client_id: Annotated[str | None, typer.Option("--client")] = None,
-    reason: str | None = None,
-    limit: int = 20,
+def books(
+    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """What came in and what became of it; exit code 1 when the books do not balance."""
+    with client_of(url, data_dir, token) as client:
+        found = client.books()
+    if json:
+        show([found], True)
+    else:
+        show([found["messages"]], False)
+        show([{"table": name, **terms} for name, terms in found["rows"].items()], False)
+    if not found["balanced"]:
+        fail(
+            "the books do not balance: a message or a row is missing or there twice; the terms above say where"
+        )
+
+
+@app.command()
+@failures
+def why(
+    client_id: str,
     url: UrlOption = None,
     data_dir: DataDirOption = None,
     token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Newest first, with the reason."""
-    filters = {"stream": stream, "client": client_id, "reason": reason, "limit": str(limit)}
+    """Why messages of a client are not where they are expected."""
     with client_of(url, data_dir, token) as client:
-        rows = client.deadletters(**{name: value for name, value in filters.items() if value is not None})
-    for row in rows if not json else []:
-        row["payload"] = base64.b64decode(row["payload"])[:80].decode(errors="replace")
-    _show(rows, json)
-
-
-@deadletters_app.command("count")
-@failures
-def deadletters_count(
-    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
-) -> None:
-    """How many, by stream and reason."""
-    with client_of(url, data_dir, token) as client:
-        _show(
-            client.query(
-                "SELECT stream, reason, COUNT(*) AS n FROM dead_letters GROUP BY ALL ORDER BY n DESC"
-            ).to_pylist(),
-            json,
-        )
+        found = client.why(client_id)
+    if json:
+        show([found], True)
+        return
+    out.print(f"{client_id} is {'connected' if found['connected'] else 'not connected'}", highlight=False)
+    for sentence in found["answer"]:
+        out.print(f"- {sentence}", highlight=False, markup=False)
 
 
 @config_app.command("check")
@@ -330,17 +320,6 @@ def config_reference() -> None:
 def version() -> None:
     """Print the version."""
     print(headwater.__version__)  # noqa: T201
-
-
-def _show(rows: list[dict[str, Any]], json: bool) -> None:
-    if json:
-        for row in rows:
-            print(orjson.dumps(row, default=str).decode())  # noqa: T201
-        return
-    table = Table(*(rows[0] if rows else []), show_edge=False)
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 240).print(table, f"{len(rows)} rows")
 
 
 def main() -> None:

@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from headwater import config
+from headwater.client import Client
 from headwater.errors import HeadwaterError, SqlError
 
 out = Console()
@@ -27,6 +29,12 @@ MqttOption = Annotated[
     str | None, typer.Option("--mqtt", help="host:port of MQTT; default: the one running on --data-dir.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="The HTTP address; default: the one running on --data-dir.")
+]
+TokenOption = Annotated[
+    str | None, typer.Option("--token", envvar="HEADWATER_ADMIN_TOKEN", help="Administrator's token.")
+]
 
 
 def failures(verb: Callable[P, None]) -> Callable[P, None]:
@@ -61,3 +69,22 @@ def settings_of(path: Path | None, data_dir: Path | None, overrides: list[str] |
     if data_dir is not None:
         given.append(f"data_dir={orjson.dumps(str(data_dir)).decode()}")
     return config.load(path, given)
+
+
+def client_of(url: str | None, data_dir: Path | None, token: str | None) -> Client:
+    """The API at `url`, or of the Headwater that runs on the data directory."""
+    if url is not None:
+        return Client(url, token)
+    return Client.of_directory(data_dir or settings_of(None, None, None).data_dir, token)
+
+
+def show(rows: list[dict[str, Any]], json: bool) -> None:
+    """Rows as a table, or as one JSON object per line."""
+    if json:
+        for row in rows:
+            print(orjson.dumps(row, default=str).decode())  # noqa: T201
+        return
+    table = Table(*(rows[0] if rows else []), show_edge=False)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 240).print(table, f"{len(rows)} rows")

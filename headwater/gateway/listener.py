@@ -55,6 +55,10 @@ class Gateway:
         """Topics that no stream matched, most frequent first, each with a suggested stream."""
         return self._native.unmatched()
 
+    def connected(self, client_id: str) -> bool:
+        """Whether a client of this id is connected."""
+        return self._native.connected(client_id)
+
     def events(self) -> list[dict[str, Any]]:
         """What operators should know, oldest first: refused connections, takeovers, protocol errors."""
         return self._native.events()

@@ -1,7 +1,8 @@
 """The system calls of a running process in the order in which they happened, by strace.
 
-strace stops a thread at the entry and at the exit of each call and writes a line then, so what one thread does because of
-another's finished call stands behind that call's end. That makes the order of lines proof of what was before what.
+strace stops a thread at the entry and at the exit of each call and writes a line then, so what one thread does
+because of another's finished call stands behind that call's end. That
+makes the order of lines proof of what was before what.
 """
 
 from __future__ import annotations

@@ -7,17 +7,33 @@ use headwater_core::decode::{
     DecodeError, Decoded, EXTRA, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
     topic_captures,
 };
+use headwater_core::mqtt::topic::StreamTopic;
 use headwater_core::rows::Rows;
 use headwater_core::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 
 use crate::arrow::batch_to_python;
 use crate::{errors, rows};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode, module)?)?;
+    module.add_function(wrap_pyfunction!(decode_messages, module)?)?;
     module.add_function(wrap_pyfunction!(undeclared, module)?)
+}
+
+/// Topic, payload, time of arrival.
+type Message = (String, PyBackedBytes, i64);
+
+/// What messages of one stream gave.
+struct Messages {
+    readings: RecordBatch,
+    /// Readings by message.
+    counts: Vec<u32>,
+    /// Index of message, reason, detail.
+    refused: Vec<(usize, &'static str, String)>,
+    undeclared: Vec<FieldSpec>,
 }
 
 /// A stream's declaration as `headwater.gateway.listener.declaration` writes it.
@@ -85,6 +101,53 @@ fn new_fields(spec: &StreamSpec, payload: &[u8]) -> Result<Vec<FieldSpec>, Strin
     let refused = |error: DecodeError| format!("{}: {error}", error.reason());
     plan.decode(payload, &[], 0, &mut decoded).map_err(refused)?;
     Ok(plan.columns_for(&decoded, &spec.fields))
+}
+
+fn decode_all(spec: &StreamSpec, messages: &[Message]) -> Result<Messages, String> {
+    let schema = Arc::new(schema_of(spec)?);
+    let plan = StreamPlan::new(spec, schema.clone())?;
+    let topics = StreamTopic::parse(&spec.topic)?;
+    let (mut decoded, mut readings) = (Decoded::new(), Rows::new(schema));
+    let (mut counts, mut refused, mut undeclared) = (Vec::new(), Vec::new(), Vec::new());
+    for (at, (topic, payload, received_at_us)) in messages.iter().enumerate() {
+        let before = readings.len();
+        match topics.captured(topic) {
+            None => {
+                refused.push((at, "topic-not-matched", format!("the stream's topic is {:?}", spec.topic)))
+            }
+            Some(captures) => match plan.decode(payload, &captures, *received_at_us, &mut decoded) {
+                Err(error) => refused.push((at, error.reason(), error.to_string())),
+                Ok(()) => {
+                    undeclared = plan.columns_for(&decoded, &spec.fields);
+                    if !undeclared.is_empty() {
+                        break;
+                    }
+                    for row in 0..decoded.rows() {
+                        readings.push(decoded.cells(row)).map_err(|error| error.to_string())?;
+                    }
+                }
+            },
+        }
+        counts.push((readings.len() - before) as u32);
+    }
+    Ok(Messages { readings: rows::to_batch(&readings)?, counts, refused, undeclared })
+}
+
+/// (readings, their number by message, (index, reason, detail) of messages that are refused, columns to be added
+/// before all of it is decoded again)
+type Decodings<'py> =
+    (Bound<'py, PyAny>, Vec<u32>, Vec<(usize, &'static str, String)>, Vec<(String, &'static str, String)>);
+
+#[pyfunction]
+fn decode_messages<'py>(
+    py: Python<'py>,
+    stream: Declaration,
+    messages: Vec<Message>,
+) -> PyResult<Decodings<'py>> {
+    let spec = stream.spec().map_err(PyValueError::new_err)?;
+    let found = py.detach(|| decode_all(&spec, &messages)).map_err(PyValueError::new_err)?;
+    let fields = found.undeclared.into_iter().map(|field| (field.name, field.ty.name(), field.path));
+    Ok((batch_to_python(py, found.readings)?, found.counts, found.refused, fields.collect()))
 }
 
 #[pyfunction]

@@ -170,6 +170,10 @@ impl PyGateway {
         Ok(topics)
     }
 
+    fn connected(&self, client_id: &str) -> PyResult<bool> {
+        self.with(|gateway| gateway.connected(client_id))
+    }
+
     fn events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let found = self.with(Gateway::events)?;
         let mut events = Vec::with_capacity(found.len());

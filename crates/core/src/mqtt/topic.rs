@@ -116,6 +116,15 @@ impl StreamTopic {
         }
         Ok(StreamTopic { filter, captures })
     }
+
+    /// The captured levels of a topic name; none if the stream's topic does not match it.
+    pub fn captured<'a>(&self, topic: &'a str) -> Option<Vec<&'a [u8]>> {
+        if !matches(&self.filter, topic) {
+            return None;
+        }
+        let levels: Vec<&[u8]> = topic.split('/').map(str::as_bytes).collect();
+        self.captures.iter().map(|(_, level)| levels.get(*level).copied()).collect()
+    }
 }
 
 #[cfg(test)]

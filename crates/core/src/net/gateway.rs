@@ -164,6 +164,11 @@ impl Gateway {
         self.shared.unmatched.list()
     }
 
+    /// Whether a client of this id is connected.
+    pub fn connected(&self, client_id: &str) -> bool {
+        self.shared.registry.knows(client_id)
+    }
+
     /// What happened since the last call, oldest first. Events lost at the bound are counted in `events_lost`.
     pub fn events(&self) -> Vec<Event> {
         self.shared.events.take()

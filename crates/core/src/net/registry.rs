@@ -40,6 +40,12 @@ impl Registry {
         shard.lock().insert(key, owner)
     }
 
+    /// Whether somebody owns the client id.
+    pub fn knows(&self, client_id: &str) -> bool {
+        let (key, shard) = self.key(client_id);
+        shard.lock().contains_key(&key)
+    }
+
     /// Forgets the client id, unless somebody else owns it by now.
     pub fn release(&self, client_id: &str, owner: ConnId) {
         let (key, shard) = self.key(client_id);
@@ -88,6 +94,7 @@ mod tests {
         assert_eq!(registry.claim("a", id(2)), Some(id(1)));
         registry.release("a", id(1));
         assert_eq!(registry.claim("a", id(3)), Some(id(2)));
+        assert!(registry.knows("a") && !registry.knows("b"));
         registry.release("a", id(3));
         assert_eq!(registry.claim("a", id(4)), None);
     }
