@@ -83,6 +83,7 @@ def declaration(
         "time_unit": stream.time.unit if stream.time else "auto",
         "fields": [*fields, *inferred],
         "infer": stream.infer,
+        "protobuf": stream.protobuf.compiled if stream.protobuf else None,
     }
 
 

@@ -23,6 +23,8 @@ pub enum DecodeError {
     InvalidInflux { at: usize, problem: &'static str },
     #[error("not CSV at byte {at}: {problem}")]
     InvalidCsv { at: usize, problem: &'static str },
+    #[error("not Protocol Buffers at byte {at}: {problem}")]
+    InvalidProtobuf { at: usize, problem: &'static str },
     #[error("nested deeper than {MAX_DEPTH} levels at byte {at}")]
     TooDeep { at: usize },
     #[error("more than {MAX_READINGS} readings in one payload, or too long to hold; split it")]
@@ -41,7 +43,7 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// Every code that [`reason`](DecodeError::reason) can give, for metrics and documents.
-    pub const REASONS: [&'static str; 15] = [
+    pub const REASONS: [&'static str; 16] = [
         "empty-payload",
         "invalid-utf8",
         "invalid-json",
@@ -50,6 +52,7 @@ impl DecodeError {
         "invalid-senml",
         "invalid-influx",
         "invalid-csv",
+        "invalid-protobuf",
         "too-deep",
         "too-large",
         "not-an-object",
@@ -70,6 +73,7 @@ impl DecodeError {
             DecodeError::InvalidSenml { .. } => "invalid-senml",
             DecodeError::InvalidInflux { .. } => "invalid-influx",
             DecodeError::InvalidCsv { .. } => "invalid-csv",
+            DecodeError::InvalidProtobuf { .. } => "invalid-protobuf",
             DecodeError::TooDeep { .. } => "too-deep",
             DecodeError::TooLarge => "too-large",
             DecodeError::NotAnObject { .. } => "not-an-object",

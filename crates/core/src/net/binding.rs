@@ -299,6 +299,7 @@ mod tests {
                 time: None,
                 fields: vec![FieldSpec { name: "v".into(), ty: ColumnType::Double, path: "v".into() }],
                 infer: false,
+                protobuf: None,
                 captures: vec![],
             };
             let columns = [
