@@ -263,9 +263,9 @@ class StreamSettings(Section):
     """A named, typed table fed by a topic filter."""
 
     topic: str = Field(description="Topic filter; `{name}` captures a level into a column.")
-    format: Literal["json", "cbor", "msgpack", "senml-json", "senml-cbor", "influx", "csv", "protobuf"] = (
-        Field("json", description="Format of the payload.")
-    )
+    format: Literal[
+        "json", "cbor", "msgpack", "senml-json", "senml-cbor", "influx", "csv", "protobuf", "sparkplug-b"
+    ] = Field("json", description="Format of the payload.")
     protobuf: ProtobufSettings | None = Field(
         None, description="Of format `protobuf`: the file with the descriptor, and the message's name."
     )
@@ -342,6 +342,14 @@ class StreamSettings(Section):
             raise ValueError(
                 'format = "protobuf" goes with protobuf = { descriptor = "FILE", message = "package.Message" }'
             )
+        if self.format == "sparkplug-b":
+            if not self.topic.startswith("spBv1.0/"):
+                raise ValueError(
+                    f"topic {self.topic!r}: Sparkplug topics are spBv1.0/{{group}}/{{message}}/{{edge}} or "
+                    "spBv1.0/{group}/{message}/{edge}/{device}"
+                )
+            if self.time is not None:
+                raise ValueError("time: Sparkplug payloads state their times; leave it out")
         for name in self.fields:
             if not NAME.fullmatch(name):
                 raise ValueError(f"field {name!r}: a name is lower-case letters, digits and _, at most 63")

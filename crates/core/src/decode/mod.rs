@@ -30,6 +30,7 @@ mod protobuf;
 mod reading;
 mod senml;
 mod sink;
+mod sparkplug;
 mod spec;
 mod suggest;
 mod time;
@@ -42,6 +43,8 @@ mod tests;
 mod tests_formats;
 #[cfg(test)]
 mod tests_protobuf;
+#[cfg(test)]
+mod tests_sparkplug;
 
 pub use decoded::Decoded;
 pub use error::DecodeError;
@@ -49,6 +52,9 @@ pub use extra::Undeclared;
 pub use plain::Plain;
 pub use plan::{EXTRA, StreamPlan};
 pub use proto_plan::protobuf_fields;
+pub use sparkplug::{
+    SparkplugContext, SparkplugHead, SparkplugKind, SparkplugMetrics, SparkplugTopic, sparkplug_rebirth,
+};
 pub use spec::{FieldSpec, Format, ProtobufSpec, StreamSpec, TimeSpec, TimeUnit, topic_captures};
 pub use suggest::{Suggestion, suggest};
 

@@ -12,8 +12,9 @@ use super::keys::Keys;
 use super::msgpack::MsgpackSource;
 use super::plain::MAX_WORDS;
 use super::proto_plan::{self, Program};
+use super::sparkplug::SparkplugContext;
 use super::spec::{Format, StreamSpec, TimeUnit, topic_captures};
-use super::{MAX_DEPTH, csv, influx, protobuf, reading, senml, tree};
+use super::{MAX_DEPTH, csv, influx, protobuf, reading, senml, sparkplug, tree};
 
 /// Compiled once per stream, then shared by all gateway threads.
 #[derive(Debug)]
@@ -152,6 +153,42 @@ impl StreamPlan {
         received_at_us: i64,
         into: &mut Decoded,
     ) -> Result<(), DecodeError> {
+        self.run(payload, captures, received_at_us, None, into)?;
+        match into.incomplete() {
+            None => Ok(()),
+            Some(error) => {
+                into.clear();
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether `decode_sparkplug` is the way.
+    pub fn is_sparkplug(&self) -> bool {
+        self.format == Format::SparkplugB
+    }
+
+    /// As `decode`, with what is known of the edge node. Rows may be there also where `Decoded::incomplete` tells that
+    /// others are missing.
+    pub fn decode_sparkplug(
+        &self,
+        payload: &[u8],
+        captures: &[&[u8]],
+        received_at_us: i64,
+        context: SparkplugContext<'_>,
+        into: &mut Decoded,
+    ) -> Result<(), DecodeError> {
+        self.run(payload, captures, received_at_us, Some(context), into)
+    }
+
+    fn run(
+        &self,
+        payload: &[u8],
+        captures: &[&[u8]],
+        received_at_us: i64,
+        context: Option<SparkplugContext<'_>>,
+        into: &mut Decoded,
+    ) -> Result<(), DecodeError> {
         into.clear();
         // A message all of whose fields are zero has no bytes.
         if payload.is_empty() && self.format != Format::Protobuf {
@@ -170,6 +207,7 @@ impl StreamPlan {
             Format::Influx => influx::read(self, payload, into),
             Format::Csv => csv::read(self, payload, into),
             Format::Protobuf => protobuf::read(self, payload, into),
+            Format::SparkplugB => sparkplug::read(self, payload, received_at_us, context, into),
         });
         if result.is_err() {
             into.clear();

@@ -67,10 +67,12 @@ pub enum Format {
     Csv,
     /// Protocol Buffers: one message, whose type is in `StreamSpec::protobuf`.
     Protobuf,
+    /// Eclipse Sparkplug 3.0: metrics of edge nodes and devices.
+    SparkplugB,
 }
 
 impl Format {
-    pub const ALL: [Format; 8] = [
+    pub const ALL: [Format; 9] = [
         Format::Json,
         Format::Cbor,
         Format::Msgpack,
@@ -79,6 +81,7 @@ impl Format {
         Format::Influx,
         Format::Csv,
         Format::Protobuf,
+        Format::SparkplugB,
     ];
 
     pub fn name(self) -> &'static str {
@@ -91,6 +94,7 @@ impl Format {
             Format::Influx => "influx",
             Format::Csv => "csv",
             Format::Protobuf => "protobuf",
+            Format::SparkplugB => "sparkplug-b",
         }
     }
 

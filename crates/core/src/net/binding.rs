@@ -133,6 +133,11 @@ impl Binding {
 }
 
 impl Bindings {
+    /// Whether a stream reads Sparkplug.
+    pub fn sparkplug(&self) -> bool {
+        self.streams.iter().any(|binding| binding.version.plan.is_sparkplug())
+    }
+
     /// Errors: a sentence for the author of the configuration.
     pub fn new(streams: Vec<StreamBinding>, raw_filters: &[String], seed: u64) -> Result<Bindings, String> {
         let mut bindings = Bindings {
