@@ -126,7 +126,8 @@ class Gateway:
 
         options: `host`, `port` and the limits of the `mqtt` section
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
-                 `fields` [(name, type, path)], `infer` (further fields come from the messages)
+                 `fields` [(name, type, path)], `infer` (further fields come from the messages),
+                 `protobuf` (a FileDescriptorSet and a message's full name, or None)
         raises:  ListenError, ConfigError
         """
 
@@ -175,6 +176,25 @@ def undeclared(stream: dict[str, Any], payload: bytes) -> list[tuple[str, str, s
 
     stream:  as for `decode`, with `infer`
     raises:  RecordError with reason and position
+    """
+
+def check(stream: dict[str, Any]) -> None:
+    """Compiles a stream's declaration as the gateway would.
+
+    stream: as for `Gateway`
+    raises: ValueError: what is wrong with it
+    """
+
+def message_fields(
+    descriptor: bytes, message: str, captures: list[str], time: str | None
+) -> list[tuple[str, str, str]]:
+    """Columns (name, type, path) for the fields of a Protocol Buffers message.
+
+    descriptor: a FileDescriptorSet with all imports
+    message:    its full name
+    captures:   names taken already
+    time:       path of the event time, which gets no column
+    raises:     ValueError: no such message, or one with too many fields
     """
 
 @final

@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     field_validator,
@@ -26,6 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from headwater import protobuf as protobuf_messages
 from headwater.errors import ConfigError
 from headwater.records import NAME, OWN_TABLES, ColumnType
 
@@ -204,6 +206,32 @@ class FieldSettings(Section):
         return type_
 
 
+class ProtobufSettings(Section):
+    """The message type of a stream's payloads."""
+
+    descriptor: Path = Field(
+        description="File written by `protoc --include_imports --descriptor_set_out=FILE`, read at the start."
+    )
+    message: str = Field(description="Full name of the message: `acme.Telemetry`.")
+    _bytes: bytes = PrivateAttr(b"")
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        try:
+            self._bytes = self.descriptor.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"reading descriptor {self.descriptor}: {error.strerror}; "
+                "`protoc --include_imports --descriptor_set_out=FILE` writes one"
+            ) from None
+        return self
+
+    @property
+    def compiled(self) -> tuple[bytes, str]:
+        """The descriptor's bytes as read at the start, and the message's name."""
+        return self._bytes, self.message
+
+
 class TimeSettings(Section):
     """Event time of a reading."""
 
@@ -219,12 +247,27 @@ def _time(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _message_fields(values: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Fields of the message that a stream's declaration names; none where its sections are not valid."""
+    try:
+        protobuf = ProtobufSettings.model_validate(values.get("protobuf"))
+        time = None if values.get("time") is None else TimeSettings.model_validate(_time(values["time"])).path
+    except ValidationError:
+        return {}  # Which the sections' own validation says.
+    captures = _CAPTURE.findall(str(values.get("topic")))
+    fields = protobuf_messages.message_fields(*protobuf.compiled, captures, time)
+    return {name: {"type": type_, "path": path} for name, type_, path in fields}
+
+
 class StreamSettings(Section):
     """A named, typed table fed by a topic filter."""
 
     topic: str = Field(description="Topic filter; `{name}` captures a level into a column.")
-    format: Literal["json", "cbor", "msgpack", "senml-json", "senml-cbor", "influx", "csv"] = Field(
-        "json", description="Format of the payload."
+    format: Literal[
+        "json", "cbor", "msgpack", "senml-json", "senml-cbor", "influx", "csv", "protobuf", "sparkplug-b"
+    ] = Field("json", description="Format of the payload.")
+    protobuf: ProtobufSettings | None = Field(
+        None, description="Of format `protobuf`: the file with the descriptor, and the message's name."
     )
     time: Annotated[TimeSettings | None, BeforeValidator(_time)] = Field(
         None, description="Payload field with the event time; absent: time of arrival."
@@ -272,6 +315,8 @@ class StreamSettings(Section):
     def _inferred(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("fields") == "infer":
             values = {**values, "fields": {}, "infer": True}
+            if values.get("format") == "protobuf" and (fields := _message_fields(values)):
+                values = {**values, "fields": fields, "infer": False}
         return values
 
     @model_validator(mode="after")
@@ -293,6 +338,18 @@ class StreamSettings(Section):
             raise ValueError('fields: a stream needs at least one declared field, or fields = "infer"')
         if self.fields and self.infer:
             raise ValueError('fields: either declare them or write fields = "infer", which sets infer')
+        if (self.format == "protobuf") != (self.protobuf is not None):
+            raise ValueError(
+                'format = "protobuf" goes with protobuf = { descriptor = "FILE", message = "package.Message" }'
+            )
+        if self.format == "sparkplug-b":
+            if not self.topic.startswith("spBv1.0/"):
+                raise ValueError(
+                    f"topic {self.topic!r}: Sparkplug topics are spBv1.0/{{group}}/{{message}}/{{edge}} or "
+                    "spBv1.0/{group}/{message}/{edge}/{device}"
+                )
+            if self.time is not None:
+                raise ValueError("time: Sparkplug payloads state their times; leave it out")
         for name in self.fields:
             if not NAME.fullmatch(name):
                 raise ValueError(f"field {name!r}: a name is lower-case letters, digits and _, at most 63")
@@ -316,6 +373,22 @@ class StreamSettings(Section):
                 raise ValueError(f"key {key!r} is neither a captured level nor a field")
             if field.type is not ColumnType.STRING:
                 raise ValueError(f"key {key!r} is {field.type}; a key must be a string")
+        if self.protobuf is not None:
+            protobuf_messages.check(
+                {
+                    "schema": 0,
+                    "name": "this",
+                    "topic": self.topic,
+                    "format": self.format,
+                    "time": self.time.path if self.time else None,
+                    "time_unit": self.time.unit if self.time else "auto",
+                    "fields": [
+                        (name, field.type.value, field.path or name) for name, field in self.fields.items()
+                    ],
+                    "infer": False,
+                    "protobuf": self.protobuf.compiled,
+                }
+            )
         return self
 
 

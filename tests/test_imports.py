@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "headwater"
 
 #: Files and folders that face the native module; everything else goes through them.
-SEAM = ("gateway", "log", "streams", "store", "simulate.py")
+SEAM = ("gateway", "log", "streams", "store", "protobuf.py", "simulate.py")
 #: What of them is vocabulary, protocol or pure, and so must work without it.
 PURE = ("log/base.py", "streams/base.py", "streams/sql.py", "store/base.py", "store/guard.py")
 

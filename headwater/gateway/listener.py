@@ -87,6 +87,7 @@ def declaration(
         "time_unit": stream.time.unit if stream.time else "auto",
         "fields": [*fields, *inferred],
         "infer": stream.infer,
+        "protobuf": stream.protobuf.compiled if stream.protobuf else None,
     }
 
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use headwater_core::decode::{
-    Decoded, EXTRA, FieldSpec, Format, Plain, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
+    Decoded, EXTRA, FieldSpec, Format, Plain, ProtobufSpec, SparkplugContext, SparkplugKind,
+    SparkplugMetrics, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
 };
 use headwater_core::schema::{Column, ColumnType, Schema, SchemaId, StreamId};
 
@@ -28,6 +29,7 @@ fn plan(format: Format, fields: &[(&str, ColumnType, &str)], infer: bool) -> Str
             .collect(),
         captures: vec!["site".into(), "device".into()],
         infer,
+        protobuf: (format == Format::Protobuf).then(|| protobuf().0),
     };
     let captures = ["site", "device"].map(|name| (name.to_owned(), ColumnType::String));
     let times = ["ts", "received_at"].map(|name| (name.to_owned(), ColumnType::Timestamp));
@@ -96,6 +98,45 @@ fn senml_cbor() -> Vec<u8> {
     out
 }
 
+/// A message with the same reading, and the descriptor of its type.
+fn protobuf() -> (ProtobufSpec, Vec<u8>) {
+    let part = |number: u8, bytes: &[u8]| [&[number << 3 | 2, bytes.len() as u8], bytes].concat();
+    let names = ["device_id", "ts", "temperature", "humidity", "battery"];
+    let mut message = part(1, b"Telemetry");
+    for (at, (name, ty)) in names.into_iter().zip([9, 3, 1, 1, 1]).enumerate() {
+        let field = [part(1, name.as_bytes()), vec![0x18, at as u8 + 1, 0x20, 1, 0x28, ty]].concat();
+        message.extend(part(2, &field));
+    }
+    let message = [[0x22, 0x80 | (message.len() & 0x7f) as u8, (message.len() >> 7) as u8].to_vec(), message];
+    let file = [message.concat(), part(12, b"proto3")].concat();
+    let head = [0x0a, 0x80 | (file.len() & 0x7f) as u8, (file.len() >> 7) as u8].to_vec();
+    let mut payload = part(1, b"d000001");
+    payload.extend([0x10, 0xfb, 0xf8, 0xc4, 0xe1, 0xb3, 0x32]);
+    for (number, value) in [(3u8, 21.5f64), (4, 40.2), (5, 3.712)] {
+        payload.push(number << 3 | 1);
+        payload.extend_from_slice(&value.to_le_bytes());
+    }
+    let descriptor = [head, file].concat().into();
+    (ProtobufSpec { descriptor, message: "Telemetry".into() }, payload)
+}
+
+/// Names by alias, and data by alias with the same reading.
+fn sparkplug() -> (SparkplugMetrics, Vec<u8>) {
+    let metric = |body: Vec<u8>| [vec![0x12, body.len() as u8], body].concat();
+    let mut known = SparkplugMetrics::default();
+    let mut data = vec![0x08, 0xfb, 0xf8, 0xc4, 0xe1, 0xb3, 0x32];
+    for (alias, (name, value)) in
+        [("temperature", 21.5f64), ("humidity", 40.2), ("battery", 3.712)].into_iter().enumerate()
+    {
+        let value = [&[0x69], &value.to_le_bytes()[..]].concat();
+        let named = [&[0x0a, name.len() as u8], name.as_bytes(), &[0x10, alias as u8, 0x20, 10]].concat();
+        known.declare("", &metric([named, value.clone()].concat()), usize::MAX).expect("a birth");
+        data.extend(metric([vec![0x10, alias as u8], value].concat()));
+    }
+    data.extend([0x18, 7]);
+    (known, data)
+}
+
 fn cases() -> Vec<(&'static str, StreamPlan, Vec<u8>)> {
     let wide_names: Vec<String> = (0..20).map(|at| format!("field_{at}")).collect();
     let wide: Vec<_> = wide_names.iter().map(|name| (name.as_str(), DOUBLE, name.as_str())).collect();
@@ -130,11 +171,15 @@ fn cases() -> Vec<(&'static str, StreamPlan, Vec<u8>)> {
     add("senml_cbor", (three(Format::SenmlCbor), senml_cbor()));
     add("influx", (three(Format::Influx), line.into()));
     add("csv", (three(Format::Csv), record.into()));
+    add("protobuf", (three(Format::Protobuf), protobuf().1));
+    add("sparkplug_b", (three(Format::SparkplugB), sparkplug().1));
     cases
 }
 
 fn decode(c: &mut Criterion) {
     let captures = [&b"plant7"[..], b"d000001"];
+    let (known, _) = sparkplug();
+    let context = SparkplugContext { kind: SparkplugKind::DeviceData, device: "d", known: &known };
     let mut group = c.benchmark_group("decode");
     for (name, plan, payload) in &cases() {
         let (mut decoded, mut plain) = (Decoded::new(), Plain::default());
@@ -146,7 +191,12 @@ fn decode(c: &mut Criterion) {
                     black_box(plain.row(&captures, payload));
                     return 1;
                 }
-                plan.decode(payload, &captures, 1_732_000_000_000_000, &mut decoded).expect("valid");
+                let now_us = 1_732_000_000_000_000;
+                let result = match plan.is_sparkplug() {
+                    true => plan.decode_sparkplug(payload, &captures, now_us, context, &mut decoded),
+                    false => plan.decode(payload, &captures, now_us, &mut decoded),
+                };
+                result.expect("valid");
                 assert!(decoded.undeclared().is_empty());
                 black_box(decoded.rows())
             });

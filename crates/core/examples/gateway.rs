@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         fields,
         captures: vec!["site".into(), "device".into()],
         infer: false,
+        protobuf: None,
     };
 
     let options = LogOptions { retention_bytes: 256 << 20, ..LogOptions::default() };

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use headwater_core::decode::{
-    DecodeError, Decoded, EXTRA, FieldSpec, Format, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
-    topic_captures,
+    DecodeError, Decoded, EXTRA, FieldSpec, Format, ProtobufSpec, StreamPlan, StreamSpec, TimeSpec, TimeUnit,
+    protobuf_fields, topic_captures,
 };
 use headwater_core::mqtt::topic::StreamTopic;
 use headwater_core::rows::Rows;
@@ -20,7 +20,9 @@ use crate::{errors, rows};
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(decode, module)?)?;
     module.add_function(wrap_pyfunction!(decode_messages, module)?)?;
-    module.add_function(wrap_pyfunction!(undeclared, module)?)
+    module.add_function(wrap_pyfunction!(undeclared, module)?)?;
+    module.add_function(wrap_pyfunction!(check, module)?)?;
+    module.add_function(wrap_pyfunction!(message_fields, module)?)
 }
 
 /// Topic, payload, time of arrival.
@@ -48,6 +50,9 @@ pub struct Declaration {
     time_unit: String,
     fields: Vec<(String, String, String)>,
     infer: bool,
+    /// A FileDescriptorSet, and the message's full name.
+    #[pyo3(default)]
+    protobuf: Option<(Vec<u8>, String)>,
 }
 
 impl Declaration {
@@ -66,8 +71,33 @@ impl Declaration {
             fields: self.fields.iter().map(field).collect::<Result<_, _>>()?,
             captures: topic_captures(&self.topic)?,
             infer: self.infer,
+            protobuf: self.protobuf.clone().map(|(bytes, message)| protobuf(bytes, message)),
         })
     }
+}
+
+fn protobuf(descriptor: Vec<u8>, message: String) -> ProtobufSpec {
+    ProtobufSpec { descriptor: descriptor.into(), message }
+}
+
+/// Compiles the declaration and gives it up.
+#[pyfunction]
+fn check(stream: Declaration) -> PyResult<()> {
+    let compiled = stream.spec().and_then(|spec| StreamPlan::new(&spec, Arc::new(schema_of(&spec)?)));
+    compiled.map(|_| ()).map_err(PyValueError::new_err)
+}
+
+#[pyfunction]
+fn message_fields(
+    descriptor: Vec<u8>,
+    message: String,
+    captures: Vec<String>,
+    time: Option<String>,
+) -> PyResult<Vec<(String, &'static str, String)>> {
+    let time = time.map(|path| TimeSpec { path, unit: TimeUnit::Auto });
+    let fields = protobuf_fields(&protobuf(descriptor, message), &captures, time.as_ref())
+        .map_err(PyValueError::new_err)?;
+    Ok(fields.into_iter().map(|field| (field.name, field.ty.name(), field.path)).collect())
 }
 
 fn schema_of(spec: &StreamSpec) -> Result<Schema, String> {

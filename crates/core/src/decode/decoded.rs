@@ -43,6 +43,8 @@ pub struct Decoded {
     pub(super) undeclared: Vec<Undeclared>,
     /// First cell of the row of each event time, where records are gathered by time.
     pub(super) rows_at: HashMap<i64, usize>,
+    /// Position of the first metric that nothing names, and how many there are.
+    unnamed: Option<(usize, u32)>,
     rows: usize,
 }
 
@@ -55,6 +57,16 @@ impl Decoded {
     /// their values: see `StreamPlan::columns_for`.
     pub fn undeclared(&self) -> &[Undeclared] {
         &self.undeclared
+    }
+
+    /// Where a part of the payload could not be read for want of an earlier message: the rows are the rest.
+    pub fn incomplete(&self) -> Option<DecodeError> {
+        self.unnamed.map(|(at, count)| DecodeError::UnknownMetric { at, count })
+    }
+
+    pub(super) fn unnamed(&mut self, at: usize) {
+        let (_, count) = self.unnamed.get_or_insert((at, 0));
+        *count += 1;
     }
 
     /// Number of readings.
@@ -80,6 +92,7 @@ impl Decoded {
     /// Empties the rows and keeps the memory, up to a bound.
     pub fn clear(&mut self) {
         self.rows = 0;
+        self.unnamed = None;
         self.cells.clear();
         self.arena.clear();
         self.faults.clear();

@@ -23,6 +23,12 @@ pub enum DecodeError {
     InvalidInflux { at: usize, problem: &'static str },
     #[error("not CSV at byte {at}: {problem}")]
     InvalidCsv { at: usize, problem: &'static str },
+    #[error("not Protocol Buffers at byte {at}: {problem}")]
+    InvalidProtobuf { at: usize, problem: &'static str },
+    #[error(
+        "{count} metrics have no name or type, since no birth has declared them; the first is at byte {at}"
+    )]
+    UnknownMetric { at: usize, count: u32 },
     #[error("nested deeper than {MAX_DEPTH} levels at byte {at}")]
     TooDeep { at: usize },
     #[error("more than {MAX_READINGS} readings in one payload, or too long to hold; split it")]
@@ -41,7 +47,7 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// Every code that [`reason`](DecodeError::reason) can give, for metrics and documents.
-    pub const REASONS: [&'static str; 15] = [
+    pub const REASONS: [&'static str; 17] = [
         "empty-payload",
         "invalid-utf8",
         "invalid-json",
@@ -50,6 +56,8 @@ impl DecodeError {
         "invalid-senml",
         "invalid-influx",
         "invalid-csv",
+        "invalid-protobuf",
+        "unknown-metric",
         "too-deep",
         "too-large",
         "not-an-object",
@@ -70,6 +78,8 @@ impl DecodeError {
             DecodeError::InvalidSenml { .. } => "invalid-senml",
             DecodeError::InvalidInflux { .. } => "invalid-influx",
             DecodeError::InvalidCsv { .. } => "invalid-csv",
+            DecodeError::InvalidProtobuf { .. } => "invalid-protobuf",
+            DecodeError::UnknownMetric { .. } => "unknown-metric",
             DecodeError::TooDeep { .. } => "too-deep",
             DecodeError::TooLarge => "too-large",
             DecodeError::NotAnObject { .. } => "not-an-object",

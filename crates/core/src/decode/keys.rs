@@ -55,6 +55,10 @@ impl Keys {
         keys
     }
 
+    pub fn name(&self, index: usize) -> &str {
+        self.quoted.get(index).and_then(|key| std::str::from_utf8(key.name()).ok()).unwrap_or_default()
+    }
+
     /// Whether `rest`, the payload after a key's opening quote, holds exactly key `index`; its length with the quote.
     #[inline(always)]
     pub fn guess(&self, index: usize, rest: &[u8]) -> Option<usize> {

@@ -12,6 +12,7 @@
 mod cbor;
 mod csv;
 mod decoded;
+mod descriptor;
 mod error;
 mod extra;
 mod flat;
@@ -23,25 +24,38 @@ mod msgpack;
 mod number;
 mod plain;
 mod plan;
+mod proto_plan;
+mod proto_type;
+mod protobuf;
 mod reading;
 mod senml;
 mod sink;
+mod sparkplug;
 mod spec;
 mod suggest;
 mod time;
 mod tree;
+mod wire;
 
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tests_formats;
+#[cfg(test)]
+mod tests_protobuf;
+#[cfg(test)]
+mod tests_sparkplug;
 
 pub use decoded::Decoded;
 pub use error::DecodeError;
 pub use extra::Undeclared;
 pub use plain::Plain;
 pub use plan::{EXTRA, StreamPlan};
-pub use spec::{FieldSpec, Format, StreamSpec, TimeSpec, TimeUnit, topic_captures};
+pub use proto_plan::protobuf_fields;
+pub use sparkplug::{
+    SparkplugContext, SparkplugHead, SparkplugKind, SparkplugMetrics, SparkplugTopic, sparkplug_rebirth,
+};
+pub use spec::{FieldSpec, Format, ProtobufSpec, StreamSpec, TimeSpec, TimeUnit, topic_captures};
 pub use suggest::{Suggestion, suggest};
 
 /// Containers that may be open at once; a 65th is `too-deep`. Ours: RFC 8259 section 9 lets a

@@ -11,8 +11,10 @@ use super::json_source::JsonSource;
 use super::keys::Keys;
 use super::msgpack::MsgpackSource;
 use super::plain::MAX_WORDS;
+use super::proto_plan::{self, Program};
+use super::sparkplug::SparkplugContext;
 use super::spec::{Format, StreamSpec, TimeUnit, topic_captures};
-use super::{MAX_DEPTH, csv, influx, reading, senml, tree};
+use super::{MAX_DEPTH, csv, influx, protobuf, reading, senml, sparkplug, tree};
 
 /// Compiled once per stream, then shared by all gateway threads.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct StreamPlan {
     pub(super) names: Vec<Arc<str>>,
     /// Objects that hold declared fields; the first is the reading itself.
     pub(super) nodes: Vec<Node>,
+    /// Of Protocol Buffers: one for each of `nodes`.
+    pub(super) programs: Vec<Program>,
 }
 
 /// One object of the payload that holds declared fields.
@@ -110,6 +114,14 @@ impl StreamPlan {
             add_flat(&mut flat, &field.path, slot);
         }
         let nodes = tree.compile();
+        let programs = match (spec.format, &spec.protobuf) {
+            (Format::Protobuf, Some(protobuf)) => proto_plan::compile(protobuf, &nodes)
+                .map_err(|problem| format!("protobuf of stream {stream:?}: {problem}"))?,
+            (Format::Protobuf, None) => {
+                return Err(format!("stream {stream:?} has the format protobuf and names no message"));
+            }
+            _ => Vec::new(),
+        };
         let leaves = nodes.iter().flat_map(|node| &node.targets);
         let plain = spec.fields.len() + 3 <= MAX_WORDS
             && nodes.len() <= MAX_WORDS
@@ -126,6 +138,7 @@ impl StreamPlan {
             schema: schema.clone(),
             names: schema.columns.iter().map(|column| column.name.as_str().into()).collect(),
             nodes,
+            programs,
         })
     }
 
@@ -140,8 +153,45 @@ impl StreamPlan {
         received_at_us: i64,
         into: &mut Decoded,
     ) -> Result<(), DecodeError> {
+        self.run(payload, captures, received_at_us, None, into)?;
+        match into.incomplete() {
+            None => Ok(()),
+            Some(error) => {
+                into.clear();
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether `decode_sparkplug` is the way.
+    pub fn is_sparkplug(&self) -> bool {
+        self.format == Format::SparkplugB
+    }
+
+    /// As `decode`, with what is known of the edge node. Rows may be there also where `Decoded::incomplete` tells that
+    /// others are missing.
+    pub fn decode_sparkplug(
+        &self,
+        payload: &[u8],
+        captures: &[&[u8]],
+        received_at_us: i64,
+        context: SparkplugContext<'_>,
+        into: &mut Decoded,
+    ) -> Result<(), DecodeError> {
+        self.run(payload, captures, received_at_us, Some(context), into)
+    }
+
+    fn run(
+        &self,
+        payload: &[u8],
+        captures: &[&[u8]],
+        received_at_us: i64,
+        context: Option<SparkplugContext<'_>>,
+        into: &mut Decoded,
+    ) -> Result<(), DecodeError> {
         into.clear();
-        if payload.is_empty() {
+        // A message all of whose fields are zero has no bytes.
+        if payload.is_empty() && self.format != Format::Protobuf {
             return Err(DecodeError::EmptyPayload);
         }
         if payload.len() >= i32::MAX as usize {
@@ -156,6 +206,8 @@ impl StreamPlan {
             Format::SenmlCbor => senml::read(self, &mut CborSource::new(payload), received_at_us, into),
             Format::Influx => influx::read(self, payload, into),
             Format::Csv => csv::read(self, payload, into),
+            Format::Protobuf => protobuf::read(self, payload, into),
+            Format::SparkplugB => sparkplug::read(self, payload, received_at_us, context, into),
         });
         if result.is_err() {
             into.clear();

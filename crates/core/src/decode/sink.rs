@@ -187,6 +187,10 @@ impl<'a> Sink<'a> {
         }
     }
 
+    pub fn is_null(&self, column: u16) -> bool {
+        matches!(self.out.cells.get(self.base + column as usize), Some(Stored::Null))
+    }
+
     /// As if the field were missing: NULL, or the time of arrival for the event time.
     pub fn reset(&mut self, column: u16) {
         let cell = self.out.template.get(column as usize).copied().unwrap_or(Stored::Null);
@@ -268,6 +272,7 @@ fn numeric_time(token: &Token<'_>, unit: TimeUnit) -> Option<i64> {
     let mut rest = &mut text[..];
     let written = match token {
         Token::Number(number) => return time::from_number(*number, unit),
+        Token::Int(value) if *value >= 0 => return time::from_integer(*value, unit),
         Token::Int(value) => write!(rest, "{value}"),
         Token::Uint(value) => write!(rest, "{value}"),
         Token::Double(value) if value.is_finite() => write!(rest, "{value}"),

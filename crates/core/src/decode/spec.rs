@@ -1,5 +1,7 @@
 //! What a stream's declaration says, as read from the configuration; nothing is compiled here.
 
+use std::sync::Arc;
+
 use crate::schema::ColumnType;
 
 /// One `[streams.NAME]` section.
@@ -15,8 +17,19 @@ pub struct StreamSpec {
     pub fields: Vec<FieldSpec>,
     /// Fields come from the messages: what no field has yet is told by `Decoded::undeclared`.
     pub infer: bool,
+    /// Of `Format::Protobuf`.
+    pub protobuf: Option<ProtobufSpec>,
     /// Names captured by `topic`, in topic order.
     pub captures: Vec<String>,
+}
+
+/// The message type of a stream's payloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProtobufSpec {
+    /// A FileDescriptorSet with all imports.
+    pub descriptor: Arc<[u8]>,
+    /// Full name of the message: `acme.Telemetry`.
+    pub message: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,10 +65,14 @@ pub enum Format {
     Influx,
     /// RFC 4180: one reading a record.
     Csv,
+    /// Protocol Buffers: one message, whose type is in `StreamSpec::protobuf`.
+    Protobuf,
+    /// Eclipse Sparkplug 3.0: metrics of edge nodes and devices.
+    SparkplugB,
 }
 
 impl Format {
-    pub const ALL: [Format; 7] = [
+    pub const ALL: [Format; 9] = [
         Format::Json,
         Format::Cbor,
         Format::Msgpack,
@@ -63,6 +80,8 @@ impl Format {
         Format::SenmlCbor,
         Format::Influx,
         Format::Csv,
+        Format::Protobuf,
+        Format::SparkplugB,
     ];
 
     pub fn name(self) -> &'static str {
@@ -74,6 +93,8 @@ impl Format {
             Format::SenmlCbor => "senml-cbor",
             Format::Influx => "influx",
             Format::Csv => "csv",
+            Format::Protobuf => "protobuf",
+            Format::SparkplugB => "sparkplug-b",
         }
     }
 

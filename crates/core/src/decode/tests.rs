@@ -25,6 +25,7 @@ fn spec(fields: &[(&str, ColumnType, &str)]) -> StreamSpec {
         fields: fields.collect(),
         captures: vec!["site".into(), "device".into()],
         infer: false,
+        protobuf: None,
     }
 }
 
@@ -479,7 +480,7 @@ fn a_declaration_that_cannot_work_is_refused() {
     assert!(wrong.contains("its schema has"));
     assert_eq!(
         Format::from_name("avro").unwrap_err(),
-        "payload format \"avro\" is not built; formats that work: json, cbor, msgpack, senml-json, senml-cbor, influx, csv"
+        "payload format \"avro\" is not built; formats that work: json, cbor, msgpack, senml-json, senml-cbor, influx, csv, protobuf, sparkplug-b"
     );
     assert!(TimeUnit::from_name("ns").unwrap_err().contains("auto, s, ms, us, iso"));
     assert!(topic_captures("a/x{b}").is_err() && topic_captures("{a}/{a}").is_err());
@@ -697,6 +698,7 @@ proptest! {
             fields: suggestion.fields,
             captures: suggestion.captures,
             infer: false,
+            protobuf: None,
         };
         let plan = StreamPlan::new(&spec, schema(&spec)).map_err(TestCaseError::fail)?;
         let mut decoded = Decoded::new();

@@ -16,6 +16,17 @@ pub(super) enum TimeFault {
     OutOfRange,
 }
 
+/// A whole number of a stated unit, or of the unit its magnitude tells (`Auto`); not negative.
+pub(super) fn from_integer(value: i64, unit: TimeUnit) -> Option<i64> {
+    let factor = match (unit, value) {
+        (TimeUnit::S, _) | (TimeUnit::Auto | TimeUnit::Iso, 0..100_000_000_000) => 1_000_000,
+        (TimeUnit::Ms, _) | (TimeUnit::Auto | TimeUnit::Iso, 100_000_000_000..100_000_000_000_000) => 1_000,
+        (TimeUnit::Us, _) | (_, ..100_000_000_000_000_000) => 1,
+        _ => return None,
+    };
+    value.checked_mul(factor).filter(|micros| (MIN_US..=MAX_US).contains(micros))
+}
+
 /// A numeric time of a stated unit, or of the unit its magnitude tells (`Auto`).
 pub(super) fn from_number(number: Number<'_>, unit: TimeUnit) -> Option<i64> {
     let unit = match unit {

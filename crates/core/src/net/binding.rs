@@ -133,6 +133,11 @@ impl Binding {
 }
 
 impl Bindings {
+    /// Whether a stream reads Sparkplug.
+    pub fn sparkplug(&self) -> bool {
+        self.streams.iter().any(|binding| binding.version.plan.is_sparkplug())
+    }
+
     /// Errors: a sentence for the author of the configuration.
     pub fn new(streams: Vec<StreamBinding>, raw_filters: &[String], seed: u64) -> Result<Bindings, String> {
         let mut bindings = Bindings {
@@ -299,6 +304,7 @@ mod tests {
                 time: None,
                 fields: vec![FieldSpec { name: "v".into(), ty: ColumnType::Double, path: "v".into() }],
                 infer: false,
+                protobuf: None,
                 captures: vec![],
             };
             let columns = [

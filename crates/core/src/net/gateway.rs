@@ -22,6 +22,7 @@ use super::lane::Shared;
 use super::options::GatewayOptions;
 use super::registry::Registry;
 use super::retained::Retained;
+use super::sparkplug::EdgeNodes;
 use super::unmatched::{Unmatched, UnmatchedTopics};
 use super::worker::{WAKE, Worker};
 use crate::log::{Log, LogError};
@@ -84,6 +85,7 @@ impl Gateway {
             log,
             started: Instant::now(),
             working: AtomicUsize::new(options.threads),
+            edge_nodes: bindings.sparkplug().then(EdgeNodes::new),
             bindings,
             subscriptions: RwLock::new(Trie::new(seed.rotate_left(17))),
             subscribed: AtomicUsize::new(0),

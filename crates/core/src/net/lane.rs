@@ -15,6 +15,7 @@ use super::inbox::{Inbox, Mail};
 use super::options::GatewayOptions;
 use super::registry::{ConnId, Registry};
 use super::retained::Retained;
+use super::sparkplug::EdgeNodes;
 use super::turn::{Acks, Staging};
 use super::unmatched::UnmatchedTopics;
 use crate::decode::{Decoded, Plain};
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     /// Loops that do not wait.
     pub working: AtomicUsize,
     pub bindings: Bindings,
+    /// Where a stream reads Sparkplug.
+    pub edge_nodes: Option<EdgeNodes>,
     pub subscriptions: Subscriptions,
     /// Number of subscriptions; while it is 0 nobody looks for subscribers.
     pub subscribed: AtomicUsize,
@@ -112,6 +115,8 @@ pub(super) struct Lane {
     pub plain: Plain,
     pub decoded: Decoded,
     pub streams: Vec<u16>,
+    /// Name of an edge node.
+    pub edge_node: String,
     /// By stream, for those whose fields are inferred.
     pub held: Vec<Option<Held>>,
     pub counters: Counters,
@@ -140,6 +145,7 @@ impl Lane {
             plain: Plain::default(),
             decoded: Decoded::new(),
             streams: Vec::new(),
+            edge_node: String::new(),
             held: vec![None; shared.bindings.streams.len()],
             counters: Counters::default(),
             latencies: Vec::new(),

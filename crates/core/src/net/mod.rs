@@ -31,6 +31,7 @@ mod pace;
 mod packets;
 mod registry;
 mod retained;
+mod sparkplug;
 mod turn;
 mod unmatched;
 mod wheel;

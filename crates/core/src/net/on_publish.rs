@@ -9,7 +9,8 @@ use super::events::EventKind;
 use super::fanout::Reading;
 use super::lane::{End, Lane, Shared};
 use super::message::Outgoing;
-use super::turn::Fate;
+use super::turn::{Fate, Staging};
+use crate::decode::{DecodeError, Decoded, SparkplugContext, SparkplugTopic, StreamPlan, sparkplug_rebirth};
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Publish, QoS, ReasonCode, Version, topic};
 use crate::rows::Cell;
@@ -44,8 +45,14 @@ pub(super) fn on_publish(
         shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
     }
 
-    let Lane { staging, plain, decoded, streams, held, received_at_us, .. } = lane;
+    let Lane { staging, plain, decoded, streams, held, received_at_us, edge_node, .. } = lane;
     let received_at_us = *received_at_us;
+    // Noted once, whichever streams the message belongs to: the sequence is that of the edge node.
+    let edge = shared.edge_nodes.as_ref().and_then(|nodes| {
+        let topic = SparkplugTopic::parse(publish.topic)?;
+        Some((nodes, topic, nodes.hear(topic, publish.payload, received_at_us, edge_node)))
+    });
+    let mut ask = edge.as_ref().is_some_and(|(_, _, heard)| heard.ask);
     let mut fate = Fate::LiveOnly;
     let mut code = ReasonCode::Success;
     let clearing = publish.retain && publish.payload.is_empty();
@@ -66,7 +73,15 @@ pub(super) fn on_publish(
                 }
                 continue;
             }
-            let mut result = version.plan.decode(publish.payload, captures, received_at_us, decoded);
+            let decode = |plan: &StreamPlan, decoded: &mut Decoded| match &edge {
+                Some((_, topic, heard)) if plan.is_sparkplug() => {
+                    let (device, known) = (topic.device.unwrap_or_default(), &*heard.metrics);
+                    let context = SparkplugContext { kind: topic.kind, device, known };
+                    plan.decode_sparkplug(publish.payload, captures, received_at_us, context, decoded)
+                }
+                _ => plan.decode(publish.payload, captures, received_at_us, decoded),
+            };
+            let mut result = decode(&version.plan, decoded);
             // Fields that no column has yet; another thread may add some of them meanwhile.
             while result.is_ok() && !decoded.undeclared().is_empty() {
                 let own = held.get_mut(usize::from(index));
@@ -75,8 +90,19 @@ pub(super) fn on_publish(
                     continue 'streams;
                 }
                 version = binding.newest(own);
-                result = version.plan.decode(publish.payload, captures, received_at_us, decoded);
+                result = decode(&version.plan, decoded);
             }
+            let letter = |error: &DecodeError, detail: &str, staging: &mut Staging| {
+                staging.dead_letter([
+                    Cell::Timestamp(received_at_us),
+                    Cell::Bytes(binding.name.as_bytes()),
+                    Cell::Bytes(publish.topic.as_bytes()),
+                    Cell::Bytes(conn.client_id.as_bytes()),
+                    Cell::Bytes(error.reason().as_bytes()),
+                    Cell::Bytes(detail.as_bytes()),
+                    Cell::Bytes(publish.payload),
+                ]);
+            };
             match result {
                 Ok(()) => {
                     let key = version.schema.key.and_then(|at| captures.get(at)).copied();
@@ -84,18 +110,18 @@ pub(super) fn on_publish(
                     if fate == Fate::LiveOnly {
                         fate = Fate::Decoded;
                     }
+                    if let Some(error) = decoded.incomplete() {
+                        // What is named is stored, and sending it again would store it twice: no error for the client.
+                        letter(&error, &error.to_string(), staging);
+                        fate = Fate::DeadLettered;
+                        if let Some((nodes, topic, _)) = &edge {
+                            ask = ask || nodes.missed(*topic, received_at_us, edge_node);
+                        }
+                    }
                 }
                 Err(error) => {
                     let detail = error.to_string();
-                    staging.dead_letter([
-                        Cell::Timestamp(received_at_us),
-                        Cell::Bytes(binding.name.as_bytes()),
-                        Cell::Bytes(publish.topic.as_bytes()),
-                        Cell::Bytes(conn.client_id.as_bytes()),
-                        Cell::Bytes(error.reason().as_bytes()),
-                        Cell::Bytes(detail.as_bytes()),
-                        Cell::Bytes(publish.payload),
-                    ]);
+                    letter(&error, &detail, staging);
                     if fate != Fate::DeadLettered && conn.version == Version::V5 && publish.packet_id != 0 {
                         staging.note(format!("stream {}: {}: {detail}", binding.name, error.reason()));
                     }
@@ -130,6 +156,12 @@ pub(super) fn on_publish(
     }
     staging.message(publish.packet_id, code, fate);
 
+    if let Some((_, SparkplugTopic { group, edge, .. }, _)) = edge.as_ref().filter(|_| ask) {
+        let topic = format!("{}{group}/NCMD/{edge}", SparkplugTopic::NAMESPACE);
+        let payload = sparkplug_rebirth(u64::try_from(received_at_us / 1000).unwrap_or(0));
+        let request = Outgoing { topic: &topic, properties: &[], payload: &payload };
+        lane.fanout.add(subscriptions, request, QoS::AtMostOnce, false, None);
+    }
     if shared.subscribed.load(Ordering::Relaxed) > 0 {
         let from = lane.id(slot, conn.generation);
         lane.fanout.add(subscriptions, Outgoing::of(publish), publish.qos, publish.retain, Some(from));

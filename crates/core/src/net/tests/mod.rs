@@ -42,6 +42,7 @@ fn telemetry() -> StreamBinding {
         fields: vec![field("temperature"), field("humidity")],
         captures: vec!["site".into(), "device".into()],
         infer: false,
+        protobuf: None,
     };
     let column = |name: &str, ty| Column { name: name.into(), ty };
     let columns = vec![
