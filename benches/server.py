@@ -121,6 +121,15 @@ class Server:
             f"{name}{{{labels}}}" if labels else name: float(v) for name, labels, v in _METRIC.findall(text)
         }
 
+    def quantile_ms(self, histogram: str, part: float) -> float:
+        """Upper bound of the bucket of a histogram in which that part of the observations ends, milliseconds."""
+        counts = {}
+        for name, count in self.metrics().items():
+            if name.startswith(f'{histogram}_bucket{{le="'):
+                counts[float(name.split('"')[1])] = count
+        total = max(counts.values())
+        return 1e3 * min(bound for bound, count in counts.items() if count >= part * total)
+
     def query(self, sql: str) -> list[list[Any]]:
         """Rows of one SELECT."""
         rows: list[list[Any]] = (
@@ -134,12 +143,12 @@ class Server:
         rows = found['headwater_log_rows_total{stream="telemetry"}']
         return int(min(rows, found['headwater_messages_total{outcome="decoded"}']))
 
-    def recovered_in_s(self) -> float:
-        """What the log itself says its last recovery took."""
+    def recovered(self) -> tuple[int, float]:
+        """What the log itself says of its last recovery: bytes that it read, and seconds that it took."""
         text = self.errors.read_text(encoding="utf-8")
         [*_, opened] = (line for line in text.splitlines() if '"log opened"' in line)
-        took_ms: float = json.loads(opened)["took_ms"]
-        return took_ms / 1e3
+        recovery = json.loads(opened)
+        return recovery["bytes_read"], recovery["took_ms"] / 1e3
 
     def rss_bytes(self) -> int:
         """Resident memory."""

@@ -37,7 +37,7 @@ class Log:
         """
 
     def recovery(self) -> dict[str, Any]:
-        """What opening found: `epoch`, `segments`, `keys`, `torn_tail` (text or None), `took_ms`."""
+        """What opening found: `epoch`, `segments`, `keys`, `bytes_read`, `torn_tail` (text or None), `took_ms`."""
 
     def register(
         self, id: int, stream: int, name: str, columns: list[tuple[str, str]], key: str | None

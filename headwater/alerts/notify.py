@@ -10,15 +10,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import orjson
+import pyarrow as pa
 import sqlalchemy as sa
 import structlog
 
 from headwater.alerts.targets import Delivery, Notification, Target, target_of
 from headwater.config import NotifySettings
 from headwater.database import NOTIFICATIONS, Database
+from headwater.latency import Latency
 from headwater.log.base import Log
 
 MAX_ATTEMPTS: Final = 20
@@ -44,6 +47,7 @@ class _Run:
     notifications: Sequence[Notification]
     thread: threading.Thread | None = None
     delivery: Delivery | None = None
+    done_us: int = 0
 
 
 class Notifier:
@@ -62,6 +66,8 @@ class Notifier:
             name: target_of(name, settings.url.get_secret_value(), log, clock)
             for name, settings in targets.items()
         }
+        #: From the arrival of the reading that fired an alarm until a target has its first notification.
+        self.latency = Latency()
         self._runs: dict[str, _Run] = {}
         self._purged_us = 0
         gone = _waiting().where(NOTIFICATIONS.c.target.not_in(list(self._targets)))
@@ -114,7 +120,9 @@ class Notifier:
         if not rows or rows[0].next_at > self._clock():
             return False
         run = _Run([Notification(row.id, orjson.loads(row.body)) for row in rows])
-        run.thread = threading.Thread(target=_deliver, args=(target, run), name=f"notify {name}", daemon=True)
+        run.thread = threading.Thread(
+            target=_deliver, args=(target, run, self._clock), name=f"notify {name}", daemon=True
+        )
         self._runs[name] = run
         run.thread.start()
         return True
@@ -129,9 +137,19 @@ class Notifier:
                 _record_run(connection, name, run, now_us)
         for name, run in done.items():
             del self._runs[name]
+            self._observe(run)
             if run.delivery is not None and run.delivery.error is not None:
                 _logger.warning("notification not delivered", target=name, error=run.delivery.error)
         return True
+
+    def _observe(self, run: _Run) -> None:
+        """How long the delivered notifications of firing alarms took since their readings arrived."""
+        assert run.delivery is not None
+        delivered = [one.alarm for one in run.notifications[: run.delivery.delivered]]
+        readings = [alarm["reading"] for alarm in delivered if alarm["state"] == "firing"]
+        arrived = [reading["received_at"] for reading in readings if reading.get("received_at")]
+        times = [datetime.fromisoformat(text) for text in arrived]
+        self.latency.observe(pa.array(times, pa.timestamp("us", "UTC")), run.done_us)
 
     def _purge(self) -> None:
         now_us = self._clock()
@@ -155,11 +173,13 @@ def pause_us(attempts: int, retry_after_s: float | None) -> int:
     return max(grown, round((retry_after_s or 0.0) * 1_000_000))
 
 
-def _deliver(target: Target, run: _Run) -> None:
+def _deliver(target: Target, run: _Run, clock: Callable[[], int]) -> None:
     try:
-        run.delivery = target.deliver(run.notifications)
+        delivery = target.deliver(run.notifications)
     except Exception as error:  # the run must end, or its target would never be asked again
-        run.delivery = Delivery(0, f"delivering failed: {type(error).__name__}")
+        delivery = Delivery(0, f"delivering failed: {type(error).__name__}")
+    run.done_us = clock()
+    run.delivery = delivery
 
 
 def _waiting() -> sa.Update:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from headwater.api.books import OUTCOMES, books
 from headwater.api.parts import Parts
+from headwater.latency import Latency
 
 #: Gateway counters that are exported under their own names: counter -> help.
 GATEWAY_COUNTERS = {
@@ -104,6 +110,11 @@ class Metrics:
         yield healthy
         if self._parts.store is not None:
             yield from self._tables()
+            text = "From a reading's arrival until a query sees it"
+            yield _histogram("headwater_visible_latency_seconds", text, self._parts.store.latency)
+        if self._parts.notifier is not None:
+            text = "From a reading's arrival until the alarm that it fired is delivered"
+            yield _histogram("headwater_alarm_latency_seconds", text, self._parts.notifier.latency)
         if self._parts.engine is not None:
             yield from self._queries()
 
@@ -145,3 +156,8 @@ class Metrics:
             for term in ("decoded", "stored", "duplicates", "in_flight"):
                 rows.add_metric([stream, term], terms[term])
         yield rows
+
+
+def _histogram(name: str, text: str, latency: Latency) -> Metric:
+    buckets, sum_s = latency.buckets()
+    return HistogramMetricFamily(name, text, buckets, sum_s)

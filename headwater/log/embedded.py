@@ -53,7 +53,7 @@ class EmbeddedLog:
         )
 
     def recovery(self) -> dict[str, Any]:
-        """What opening found: `epoch`, `segments`, `keys`, `torn_tail` (text or None), `took_ms`."""
+        """What opening found: `epoch`, `segments`, `keys`, `bytes_read`, `torn_tail` (text or None), `took_ms`."""
         return self.native.recovery()
 
     def register(self, schema: Schema) -> None:

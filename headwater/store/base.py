@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from headwater.latency import Latency
 from headwater.records import Column, Offsets, Schema
 
 
@@ -55,7 +56,12 @@ class Account:
 
 
 class Store(Protocol):
-    """Tables of streams and queries, fed from the log, read by SQL. All methods may be called from any thread."""
+    """Tables of streams and queries, fed from the log, read by SQL. All methods may be called from any thread.
+
+    latency: from a reading's arrival until a query sees it without reading the log
+    """
+
+    latency: Latency
 
     def create(self, schema: Schema, latest_by: tuple[str, ...] = ()) -> None:
         """Makes the table of that stream exist, empty at first; again with more columns: they are added.

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from headwater import durable
 from headwater.config import QuerySettings, StoreSettings
 from headwater.errors import NotFoundError, StoreError
+from headwater.latency import Latency
 from headwater.log.base import Log
 from headwater.records import Column, ColumnType, Offsets, Schema
 from headwater.store import guard, parquet, prune
@@ -108,6 +109,7 @@ class EmbeddedStore:
         self._clock = clock
         self._flushing = threading.Lock()
         self._lock = threading.Lock()
+        self.latency = Latency()
         self._entries: dict[str, _Entry] = {}
         self._messages: list[str] = []
         #: Files whose bytes this process has seen to be whole.
@@ -128,7 +130,7 @@ class EmbeddedStore:
                         f"table {schema.name!r} is new and begins at offsets {start}: the log has no rows before them"
                     )
             # Also when the table is known: its unflushed rows are read again, with the new columns.
-            tail = Tail(schema, self._log.reader(schema.stream, offsets), offsets)
+            tail = Tail(schema, self._log.reader(schema.stream, offsets), offsets, self.latency)
             self._log.hold(READER, schema.stream, offsets)
             self._entries[schema.name] = _Entry(schema, latest_by, stored, tail, stored.files, offsets)
 

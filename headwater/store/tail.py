@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from headwater.latency import Latency
 from headwater.log.base import Reader
 from headwater.records import READER_COLUMNS, Offsets, Schema
 
@@ -17,13 +18,15 @@ class Tail:
 
     Not safe for use by two threads; the store's lock is around it.
 
+    latency: observes the rows as they come in, where the stream says when they arrived
     offsets: where the rows read end, per partition
     since:   time at which the oldest row came in here, microseconds UTC; None when empty
     """
 
-    def __init__(self, schema: Schema, reader: Reader, start: Offsets) -> None:
+    def __init__(self, schema: Schema, reader: Reader, start: Offsets, latency: Latency) -> None:
         self._schema = schema.arrow
         self._reader = reader
+        self._latency = latency
         self.offsets = start
         self.since: int | None = None
         self.rows = 0
@@ -42,6 +45,8 @@ class Tail:
             if len(names) > len(self._schema):
                 self._widen(pa.schema([batch.schema.field(name) for name in names]))
             batch = batch.select(self._schema.names)
+            if "received_at" in batch.schema.names:
+                self._latency.observe(batch.column("received_at"), now_us)
             self._batches.append(batch)
             self._join()
             self.rows += batch.num_rows

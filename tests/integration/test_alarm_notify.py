@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,7 +113,18 @@ def test_all_targets_hear_of_firing_and_resolved(server: Callable[..., Server], 
                 assert topic == "alarms/overheat/d1"
                 heard.append(json.loads(payload)["state"])
         assert heard == ["firing", "resolved"]
+    # The one reading that fired, by each of three targets; and all eight.
+    await_that("the time to three targets is told", lambda: observed(up, "alarm") == 3)
+    await_that("the time to the tables is told", lambda: observed(up, "visible") == 8)
     up.stop()
+
+
+def observed(server: Server, latency: str) -> int:
+    """Readings in a histogram of latencies."""
+    [count] = re.findall(
+        rf"^headwater_{latency}_latency_seconds_count (\S+)$", server.http.get("/metrics").text, re.M
+    )
+    return int(float(count))
 
 
 def test_a_refused_notification_is_sent_again_over_a_kill_with_the_same_key(

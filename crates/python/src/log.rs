@@ -118,6 +118,7 @@ impl PyLog {
         report.set_item("epoch", found.epoch)?;
         report.set_item("segments", found.segments)?;
         report.set_item("keys", found.keys)?;
+        report.set_item("bytes_read", found.bytes_read)?;
         report.set_item("torn_tail", found.torn.as_ref().map(ToString::to_string))?;
         report.set_item("took_ms", found.took.as_secs_f64() * 1e3)?;
         Ok(report)

@@ -75,6 +75,11 @@ impl KeyFile {
         }
     }
 
+    /// Up to the end of the last valid batch.
+    pub fn bytes(&self) -> u64 {
+        self.end
+    }
+
     pub fn keys(&self) -> u32 {
         self.keys
     }

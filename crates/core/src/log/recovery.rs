@@ -30,6 +30,9 @@ pub struct Recovery {
     pub segments: usize,
     /// Commits of the last segment, which was read in full.
     pub commits_read: u64,
+    /// Of key files and the last segment, to the end of what is allocated to it; the others are taken at their
+    /// successor's word.
+    pub bytes_read: u64,
     pub keys: u64,
     pub torn: Option<TornTail>,
     pub took: Duration,
@@ -101,6 +104,7 @@ pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered,
         key_files.push(KeyFile::load(storage, crate::schema::Partition(partition), &mut dictionary)?);
         keys.push(dictionary);
     }
+    let key_bytes = key_files.iter().map(KeyFile::bytes).sum();
     // Begun and never listed; on a full disk their space is needed now.
     for name in names.iter().filter(|name| name.ends_with(".new")) {
         storage.remove(name).map_err(|error| LogError::io(format!("remove {name}"), &error))?;
@@ -120,7 +124,7 @@ pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered,
         spares: kept.clone(),
         obsolete: names.iter().filter(|name| is_unused_spare(name, &kept)).cloned().collect(),
         cut: None,
-        report: Recovery::default(),
+        report: Recovery { bytes_read: key_bytes, ..Recovery::default() },
     };
     let chain = load_chain(storage, &numbers, &mut this.obsolete)?;
     if let Some((tail, tail_header)) = this.take_chain(chain)? {
@@ -246,6 +250,7 @@ impl Recovered {
 
     fn scan(&mut self, tail: &Arc<Segment>, header: &SegmentHeader) -> Result<Scan, LogError> {
         let limit = tail.allocated;
+        self.report.bytes_read += limit;
         let mut window = Window::new(tail.clone());
         let mut blocks = Vec::new();
         let mut scan = Scan { end: tail.first().byte, unsynced: tail.first().byte, torn: None };
