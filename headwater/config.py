@@ -133,7 +133,7 @@ class LogSettings(Section):
         4, ge=1, le=256, description="Partitions; fixed when the data directory is created."
     )
     commit_bytes: int = Field(1 << 20, ge=4096, le=16 << 20, description="A commit closes at this size.")
-    commit_interval_ms: float = Field(1.0, ge=0, le=1000, description="Least time between two commits.")
+    commit_interval_ms: float = Field(0.3, ge=0, le=1000, description="Least time between two commits.")
     segment_bytes: int = Field(64 << 20, ge=1 << 20, description="Size of a segment file.")
     queue_bytes: int = Field(
         64 << 20, ge=1 << 20, description="Bytes waiting for a commit; then back-pressure."

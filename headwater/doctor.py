@@ -261,9 +261,6 @@ def budget(memory_bytes: float, bound_bytes: int) -> Iterator[Finding]:
 
 def bounds(settings: Settings) -> int:
     """Bytes that buffers may take together; connections and devices come on top."""
-    stated: int | None = getattr(settings, "memory_budget", None)
-    if stated:
-        return stated
     queries = settings.query.memory_bytes * settings.query.concurrent
     windows = settings.engine.state_bytes * len(settings.queries)
     return (

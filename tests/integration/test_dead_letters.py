@@ -102,7 +102,8 @@ def test_killed_while_it_replays(tmp_path: Path) -> None:
             before = server.value("SELECT COUNT(*) FROM telemetry")
             thread = threading.Thread(target=lambda: _ignoring(server))
             thread.start()
-            more = f"SELECT COUNT(*) > {before} FROM telemetry"
+            # On a fast machine an earlier round may have replayed all.
+            more = f"SELECT COUNT(*) > {before} OR {before} = 12000 FROM telemetry"
             await_that("rows of the replay", partial(server.value, more))
             server.kill()
             thread.join()

@@ -47,7 +47,7 @@ impl Default for LogOptions {
             partitions: 4,
             segment_bytes: 128 << 20,
             commit_bytes: 1 << 20,
-            commit_interval: Duration::from_millis(1),
+            commit_interval: Duration::from_micros(300),
             durability: Durability::Sync,
             max_keys: 4_000_000,
             queue_bytes: 32 << 20,
