@@ -99,11 +99,11 @@ def examine(
     found.findings += file_system(directory, root, settings.log.disk_max_bytes)
     cores, memory_bytes = cpus(root), memory(root)
     found.findings += processor(cores, settings.mqtt.threads)
-    found.findings += budget(memory_bytes, bounds(settings))
+    found.findings += budget(memory_bytes, settings.memory_bound)
     found.findings += swap(root)
     found.findings += huge_pages(root)
     found.findings += clock()
-    left = max(memory_bytes - bounds(settings), 0)
+    left = max(memory_bytes - settings.memory_bound, 0)
     found.estimate = asdict(costs.takes(cores, left, rate_bytes_s))
     by_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - _SPARE_DESCRIPTORS
     found.estimate["devices"] = max(
@@ -253,23 +253,10 @@ def budget(memory_bytes: float, bound_bytes: int) -> Iterator[Finding]:
         f"{memory_bytes / 1e9:,.1f} GB usable, bounds of the settings add up to {bound_bytes / 1e9:,.1f} GB"
     )
     if memory_bytes < bound_bytes:
-        remedy = "lower store.flush_bytes, query.memory_bytes, query.concurrent or engine.state_bytes, or more memory"
+        remedy = f"memory_budget = {int(memory_bytes * 0.8)}, which makes the buffers fit, or more memory"
         yield Finding("memory", "warn" if memory_bytes > bound_bytes / 2 else "fail", found, why, remedy)
     else:
         yield Finding("memory", "ok", found, why)
-
-
-def bounds(settings: Settings) -> int:
-    """Bytes that buffers may take together; connections and devices come on top."""
-    queries = settings.query.memory_bytes * settings.query.concurrent
-    windows = settings.engine.state_bytes * len(settings.queries)
-    return (
-        settings.log.queue_bytes
-        + settings.store.flush_bytes
-        + settings.mqtt.max_retained_bytes
-        + queries
-        + windows
-    )
 
 
 def swap(root: Path) -> Iterator[Finding]:

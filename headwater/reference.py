@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from headwater.config import (
+from headwater.config import Settings
+from headwater.declarations import (
     AlarmSettings,
     FieldSettings,
     NotifySettings,
     QuerySection,
-    Settings,
     StreamSettings,
     TimeSettings,
 )

@@ -10,7 +10,8 @@ import structlog
 from sqlglot import exp
 
 from headwater import database as db
-from headwater.config import Settings, StreamSettings
+from headwater.config import Settings
+from headwater.declarations import StreamSettings
 from headwater.errors import ConfigError, SqlError
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import FIRST_USER_STREAM, Column, ColumnType, Schema

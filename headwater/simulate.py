@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from headwater import _native
-from headwater.config import parse_duration_us
+from headwater.declarations import parse_duration_us
 from headwater.errors import ConfigError
 
 #: The fleet in Rust, for the load generator too (`headwater/bench.py`).

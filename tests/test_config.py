@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headwater import config, reference
+from headwater import config, declarations, reference
 from headwater.errors import ConfigError
 
 STREAM = '[streams.t]\ntopic = "dt/{device}"\nfields = { temperature = "double" }\n'
@@ -145,4 +145,4 @@ def test_every_default_of_the_commented_config_is_accepted(tmp_path: Path) -> No
 @given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["ms", "s", "m", "h", "d"]))
 def test_duration_is_its_number_times_its_unit(number: int, unit: str) -> None:
     unit_us = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}[unit]
-    assert config.parse_duration_us(f"{number}{unit}") == number * unit_us
+    assert declarations.parse_duration_us(f"{number}{unit}") == number * unit_us

@@ -141,7 +141,7 @@ def test_this_machine_is_examined_in_full(tmp_path: Path) -> None:
 
 def test_the_bounds_of_the_settings_add_up() -> None:
     one, two = Settings(), load(None, ["store.flush_bytes=1073741824"], {})
-    assert doctor.bounds(two) - doctor.bounds(one) == (1 << 30) - one.store.flush_bytes
+    assert two.memory_bound - one.memory_bound == 2 * ((1 << 30) - one.store.flush_bytes)
 
 
 @given(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from headwater.config import AlarmSettings
+from headwater.declarations import AlarmSettings
 from headwater.errors import ConfigError, SqlError
 from headwater.expressions import Condition, compile_condition
 from headwater.records import ColumnType, Schema

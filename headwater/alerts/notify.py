@@ -19,8 +19,8 @@ import sqlalchemy as sa
 import structlog
 
 from headwater.alerts.targets import Delivery, Notification, Target, target_of
-from headwater.config import NotifySettings
 from headwater.database import NOTIFICATIONS, Database
+from headwater.declarations import NotifySettings
 from headwater.latency import Latency
 from headwater.log.base import Log
 

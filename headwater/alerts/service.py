@@ -20,8 +20,8 @@ from headwater.alerts.conditions import Alarm, compile_alarm
 from headwater.alerts.history import Position, alarms
 from headwater.alerts.machine import State
 from headwater.alerts.tracker import Judgement, Tracker
-from headwater.config import AlarmSettings
 from headwater.database import OFFSETS, Database, load_offsets, save_offsets
+from headwater.declarations import AlarmSettings
 from headwater.errors import LogError
 from headwater.expressions import Frame
 from headwater.log.base import Log, Reader

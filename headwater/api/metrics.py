@@ -66,6 +66,16 @@ class Metrics:
         yield GaugeMetricFamily(
             "headwater_messages_in_flight", "Messages not yet settled", counters["in_flight"]
         )
+        loops = GaugeMetricFamily(
+            "headwater_pressure_loops",
+            "Event loops that leave sockets unread, or shed QoS 0",
+            labels=["state"],
+        )
+        for state in ("unread", "shedding"):
+            loops.add_metric([state], counters[f"loops_{state}"])
+        yield loops
+        text = "Time in which sockets with something to read were left unread, summed over the event loops"
+        yield CounterMetricFamily("headwater_gateway_unread_seconds", text, counters["unread_ms"] / 1000)
         latency = self._parts.gateway.ack_latency()
         seconds = GaugeMetricFamily(
             "headwater_ack_latency_seconds", "From PUBLISH to PUBACK", labels=["quantile"]
@@ -80,9 +90,15 @@ class Metrics:
             ("commits", "Commits"),
             ("bytes", "Bytes written"),
             ("sync_errors", "Failed syncs"),
+            ("write_errors", "Failed writes"),
         ):
             yield CounterMetricFamily(f"headwater_log_{name}", text, stats[name])
-        for name, text in (("segments", "Segment files"), ("queued_bytes", "Bytes waiting for a commit")):
+        for name, text in (
+            ("segments", "Segment files"),
+            ("disk_bytes", "Bytes of segment files"),
+            ("queued_bytes", "Bytes waiting for a commit"),
+            ("full", "1 while nothing from devices is accepted because space is missing"),
+        ):
             yield GaugeMetricFamily(f"headwater_log_{name}", text, stats[name])
         offsets = CounterMetricFamily("headwater_log_rows", "Rows durable in the log", labels=["stream"])
         for schema in self._parts.schemas.values():

@@ -18,7 +18,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from headwater import _native
-from headwater.config import StreamSettings
+from headwater.declarations import StreamSettings
 from headwater.errors import RecordError
 from headwater.gateway.listener import declaration
 from headwater.log.embedded import EmbeddedLog

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from headwater import _native
-from headwater.config import MqttSettings, StreamSettings
+from headwater.config import MqttSettings
+from headwater.declarations import StreamSettings
 from headwater.log.embedded import EmbeddedLog, InferredField
 from headwater.records import Schema
 

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from headwater.alerts.notify import KEEP_US, MAX_ATTEMPTS, Notifier
 from headwater.alerts.service import AlarmService
-from headwater.config import AlarmSettings, NotifySettings
 from headwater.database import NOTIFICATIONS
+from headwater.declarations import AlarmSettings, NotifySettings
 from headwater.errors import ConfigError
 from headwater.records import DOWNLINK
 

@@ -15,8 +15,8 @@ from plant import SECOND, TELEMETRY, Plant
 from headwater.alerts.history import HISTORY_US
 from headwater.alerts.machine import Instance, advance
 from headwater.alerts.service import AlarmService, alarms
-from headwater.config import AlarmSettings
 from headwater.database import ALARM_TRANSITIONS, NOTIFICATIONS, Database, load_offsets
+from headwater.declarations import AlarmSettings
 from headwater.errors import ConfigError
 
 HOT = AlarmSettings(on="telemetry", where="temperature > 80", severity="critical")

@@ -14,7 +14,7 @@ from headwater.alerts import tracker as module
 from headwater.alerts.conditions import Alarm, compile_alarm
 from headwater.alerts.machine import Instance, State, advance
 from headwater.alerts.tracker import Tracker
-from headwater.config import AlarmSettings
+from headwater.declarations import AlarmSettings
 from headwater.expressions import Frame
 from headwater.records import FIRST_USER_STREAM, Column, ColumnType, Schema
 

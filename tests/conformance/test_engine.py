@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from headwater.config import parse_duration_us
+from headwater.declarations import parse_duration_us
 from headwater.records import Column, ColumnType, Schema
 from headwater.streams.sql import Plan, plan
 from tests.streams import oracle

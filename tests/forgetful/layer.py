@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 from tests.forgetful.rollback import Report, rollback
+from tests.preload import library
 
 SOURCE = Path(__file__).with_name("forgetful.c")
-
-#: A test that needs the layer is skipped with this reason where there is no C compiler.
-COMPILER = shutil.which("cc")
-
-
-@functools.cache
-def library() -> Path:
-    """The compiled layer, once per test run."""
-    assert COMPILER is not None
-    folder = tempfile.mkdtemp(prefix="forgetful-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    built = Path(folder) / "forgetful.so"
-    options = [
-        "-std=gnu11",
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-U_FORTIFY_SOURCE",
-        "-fvisibility=hidden",
-        "-shared",
-        "-fPIC",
-    ]
-    subprocess.run([COMPILER, *options, SOURCE, "-o", built, "-ldl", "-lpthread"], check=True)
-    return built
 
 
 class Layer:
@@ -52,7 +23,7 @@ class Layer:
     def variables(self) -> dict[str, str]:
         """Environment variables that put a process, and all that it starts, under the layer."""
         return {
-            "LD_PRELOAD": str(library()),
+            "LD_PRELOAD": str(library(SOURCE)),
             "FORGETFUL_WATCH": str(self.folder),
             "FORGETFUL_JOURNAL": str(self.journal),
         }

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.forgetful.layer import COMPILER, Layer
+from tests.forgetful.layer import Layer
 from tests.forgetful.rollback import CannotForgetError
+from tests.preload import COMPILER
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to build the layer with")
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headwater import _native
-from headwater.config import StreamSettings
+from headwater.declarations import StreamSettings
 from headwater.errors import RecordError
 from tests.gateway import sparkplug as sp
 

@@ -18,10 +18,11 @@ from random import Random
 
 import pytest
 
-from tests.forgetful.layer import COMPILER, Layer
+from tests.forgetful.layer import Layer
 from tests.integration.publisher import DEVICES, END_MS
 from tests.integration.reference import recorded_transitions, transitions, us, windows
 from tests.integration.server import PATIENCE_S, Server, await_that
+from tests.preload import COMPILER
 
 #: Small segments, files and checkpoints, so that every mechanism runs many times between two kills.
 CONFIG = '''

@@ -17,8 +17,9 @@ import pytest
 
 from headwater.config import LogSettings, QuerySettings, StoreSettings
 from headwater.records import OWN_SCHEMAS, Column, ColumnType, Schema
-from tests.forgetful.layer import COMPILER, Layer
+from tests.forgetful.layer import Layer
 from tests.integration.server import PATIENCE_S, await_that
+from tests.preload import COMPILER
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None, reason="no C compiler (cc) to build the forgetful layer with"

@@ -44,6 +44,8 @@ struct Options {
     max_queued_bytes: usize,
     max_subscriptions: usize,
     max_topic_levels: usize,
+    max_inflight_bytes: usize,
+    shed_after: u64,
     raw_filters: Vec<String>,
 }
 
@@ -66,6 +68,8 @@ impl Options {
             outbound_max_bytes: self.max_queued_bytes,
             max_queued_messages: self.max_queued_messages,
             first_packet_timeout_s: self.first_packet_timeout_s,
+            inflight_bytes: self.max_inflight_bytes,
+            shed_after: Duration::from_micros(self.shed_after),
             clock: Clock::Real,
             ..GatewayOptions::default()
         }

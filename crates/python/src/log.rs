@@ -280,7 +280,11 @@ impl PyLog {
         stats.set_item("commits", found.commits)?;
         stats.set_item("bytes", found.bytes)?;
         stats.set_item("sync_errors", found.sync_errors)?;
+        stats.set_item("write_errors", found.write_errors)?;
         stats.set_item("segments", found.segments)?;
+        stats.set_item("disk_bytes", found.disk_bytes)?;
+        stats.set_item("full", found.full)?;
+        stats.set_item("last_error", found.last_error)?;
         stats.set_item("queued_bytes", found.queued_bytes)?;
         Ok(stats)
     }

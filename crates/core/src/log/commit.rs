@@ -4,10 +4,13 @@
 //! who submit have said that nothing more is on its way. So an idle log commits at once and a busy one gathers. A failed write or sync ends the
 //! segment: its commit fails, the next segment's header states where the failed one validly ends, and
 //! no sync is ever tried twice.
+//!
+//! Where space is missing, patient submissions (those of devices) stay queued and are tried again, so the queue fills
+//! and its writers stop; the others (results of services, HTTP bodies) are told, or find place in the reserve.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Receipt;
 use super::block::{Block, BlockKind, COMMIT_HEADER_BYTES, CommitHeader};
@@ -20,6 +23,8 @@ use crate::schema::{Offset, Partition, SchemaId, StreamId};
 
 /// Blocks in one commit are counted in 16 bits.
 const MAX_BLOCKS: usize = 60_000;
+/// From one try to the next while space is missing.
+const RETRY: Duration = Duration::from_millis(100);
 
 pub struct Committer {
     shared: Arc<Shared>,
@@ -38,6 +43,8 @@ pub struct Committer {
     began_at: Option<Instant>,
     buffer: Vec<u8>,
     bodies: Vec<u8>,
+    /// A segment of the reserve may begin.
+    reserve: bool,
 }
 
 /// Zeros written behind a commit that comes to blocks which were never written. One commit in many then pays for
@@ -53,14 +60,16 @@ struct Active {
     durable: u64,
     /// Up to here its blocks have been written before.
     written: u64,
+    /// Begun in the reserve.
+    reserved: bool,
 }
 
 impl Active {
-    fn new(segment: Arc<Segment>) -> Active {
+    fn new(segment: Arc<Segment>, reserved: bool) -> Active {
         let at = segment.end();
         // Not knowing it makes commits slower, not wrong.
         let written = segment.file.written().unwrap_or(u64::MAX);
-        Active { segment, at, durable: at, written }
+        Active { segment, at, durable: at, written, reserved }
     }
 
     /// Bytes to write for a commit of `bytes` bytes: it, or it and zeros behind it.
@@ -93,7 +102,7 @@ impl Committer {
         Committer {
             shared,
             segments,
-            active: active.map(Active::new),
+            active: active.map(|segment| Active::new(segment, false)),
             next,
             commit,
             keys_written: keys.clone(),
@@ -104,6 +113,7 @@ impl Committer {
             began_at: None,
             buffer: Vec::new(),
             bodies: Vec::new(),
+            reserve: false,
         }
     }
 
@@ -130,6 +140,13 @@ impl Committer {
         let mut queue = shared.queue.lock();
         loop {
             let now = Instant::now();
+            if let Some(retry_at) = queue.retry_at.filter(|at| now < *at && !queue.closing) {
+                if std::mem::take(&mut queue.trim) {
+                    return Work::Trim;
+                }
+                shared.work.wait_until(&mut queue, retry_at);
+                continue;
+            }
             if !queue.submissions.is_empty() {
                 let due = self.began_at.map_or(now, |began| began + options.commit_interval);
                 if queue.bytes < options.commit_bytes && now < due && !queue.hurry && !queue.closing {
@@ -176,9 +193,21 @@ impl Committer {
         }
     }
 
-    fn commit(&mut self, submissions: Vec<Submission>) {
+    fn commit(&mut self, mut submissions: Vec<Submission>) {
         let began = Instant::now();
-        let result = self.write_all(&submissions);
+        let mut result = self.write_all(&submissions);
+        match &result {
+            Err(error) if error.is_full() => {
+                let error = error.clone();
+                submissions = self.hold(submissions, &error);
+                (self.reserve, result) = (true, Err(error));
+                if !submissions.is_empty() {
+                    result = self.write_all(&submissions);
+                }
+                self.reserve = false;
+            }
+            _ => self.release(),
+        }
         {
             let mut queue = self.shared.queue.lock();
             queue.in_flight = 0;
@@ -202,7 +231,7 @@ impl Committer {
                         counters.submit_time.record(now - oldest.queued_at);
                     }
                 }
-                Err(error) => {
+                Err(error) if count > 0 => {
                     counters.stats.failed += count;
                     match error {
                         LogError::DiskFull { .. } => counters.stats.disk_full += count,
@@ -211,6 +240,7 @@ impl Committer {
                     }
                     counters.stats.last_error = Some(error.to_string());
                 }
+                Err(_) => {}
             }
         }
         match result {
@@ -222,6 +252,41 @@ impl Committer {
                     .for_each(|(submission, receipt)| submission.finish(Ok(receipt)));
             }
             Err(error) => self.fail(submissions, &error),
+        }
+    }
+
+    /// Space is missing: who is patient waits at the front of the queue. Gives the others, those queued too.
+    fn hold(&self, submissions: Vec<Submission>, error: &LogError) -> Vec<Submission> {
+        let mut queue = self.shared.queue.lock();
+        if queue.closing {
+            return submissions;
+        }
+        queue.in_flight = 0;
+        let queued = std::mem::take(&mut queue.submissions);
+        let (patient, others): (Vec<_>, Vec<_>) =
+            submissions.into_iter().chain(queued).partition(|submission| submission.patient);
+        queue.bytes = patient.iter().map(Submission::bytes).sum();
+        queue.submissions = patient.into();
+        if !queue.submissions.is_empty() {
+            queue.retry_at = Some(Instant::now() + RETRY);
+            self.shared.full.store(true, Ordering::Relaxed);
+        }
+        drop(queue);
+        self.shared.counters.lock().stats.last_error = Some(error.to_string());
+        self.shared.room.notify_all();
+        // What they left out may be among the rows that wait, which they would go ahead of.
+        let (relying, others): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|submission| submission.entered.relies_on_others());
+        if !relying.is_empty() {
+            self.fail(relying, error);
+        }
+        others
+    }
+
+    /// There is space.
+    fn release(&self) {
+        if self.shared.full.swap(false, Ordering::Relaxed) {
+            self.shared.queue.lock().retry_at = None;
         }
     }
 
@@ -375,7 +440,11 @@ impl Committer {
 
     /// Begins a new segment if the commit does not fit into this one, or this one has failed.
     fn make_room(&mut self, bytes: u64) -> Result<(), LogError> {
-        if let Some(active) = &self.active {
+        if let Some(active) = &mut self.active {
+            if active.reserved && !self.reserve {
+                self.segments.check_reserve()?;
+                active.reserved = false;
+            }
             if active.at + bytes <= active.segment.allocated {
                 return Ok(());
             }
@@ -383,8 +452,8 @@ impl Committer {
                 self.sync()?;
             }
         }
-        let segment = self.segments.begin(&self.keys_durable)?;
-        self.active = Some(Active::new(segment));
+        let segment = self.segments.begin(&self.keys_durable, self.reserve)?;
+        self.active = Some(Active::new(segment, self.reserve));
         Ok(())
     }
 
@@ -442,8 +511,8 @@ impl Committer {
         }
         // At once, so that a crash now does not bring back what has just failed. If it cannot be, the
         // next commit tries again.
-        if let Ok(segment) = self.segments.begin(&self.keys_durable) {
-            self.active = Some(Active::new(segment));
+        if let Ok(segment) = self.segments.begin(&self.keys_durable, false) {
+            self.active = Some(Active::new(segment, false));
         }
         error
     }

@@ -56,6 +56,11 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// Space is missing, which may come back.
+    pub fn is_full(&self) -> bool {
+        matches!(self, LogError::DiskFull { .. } | LogError::DiskBound { .. })
+    }
+
     /// `what` completes "cannot ...", for example "write commit 7 to segment 3".
     pub fn io(what: impl Into<String>, error: &io::Error) -> LogError {
         let (what, text) = (what.into(), error.to_string());

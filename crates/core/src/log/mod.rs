@@ -42,7 +42,7 @@ mod window;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -139,6 +139,7 @@ impl Log {
             holds: Mutex::new(Holds::default()),
             counters: Mutex::new(counters),
             pending_bytes: AtomicUsize::new(0),
+            full: AtomicBool::new(false),
             busy: AtomicU64::new(0),
             key_refused: AtomicU64::new(0),
         });
@@ -267,6 +268,7 @@ impl Log {
             let queue = shared.queue.lock();
             stats.queued_bytes = (queue.bytes + queue.in_flight) as u64;
         }
+        stats.full = shared.full.load(Ordering::Relaxed);
         stats.busy = shared.busy.load(Ordering::Relaxed);
         stats.key_refused = shared.key_refused.load(Ordering::Relaxed);
         stats.keys = shared.keys.iter().map(|keys| u64::from(keys.read().len())).sum();

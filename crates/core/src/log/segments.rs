@@ -12,6 +12,9 @@ use super::shared::Shared;
 
 /// Trimmed files kept for the next segments; more would only take space.
 pub const MAX_SPARES: usize = 2;
+/// Segments below `disk_max_bytes` that devices do not fill: results of the readers that hold the log go there, so
+/// that these advance. A quarter of the bound where that is less.
+const RESERVE: u64 = 4;
 
 /// Owned by the commit thread.
 pub struct Segments {
@@ -38,9 +41,12 @@ impl Segments {
 
     /// Makes a new segment, durable and listed as the last one, if the bounds allow it. `keys`: durable
     /// keys per partition.
-    pub fn begin(&mut self, keys: &[u32]) -> Result<Arc<Segment>, LogError> {
+    ///
+    /// reserve: also in the last segments below the bound, which are kept for those whose reading makes room
+    pub fn begin(&mut self, keys: &[u32], reserve: bool) -> Result<Arc<Segment>, LogError> {
         self.trim(false);
-        self.check_bound(self.shared.options.segment_bytes)?;
+        let bound = if reserve { self.shared.options.disk_max_bytes } else { self.unreserved() };
+        self.check_bound(self.shared.options.segment_bytes, bound)?;
         let made = self.make(keys);
         if matches!(made, Err(LogError::DiskFull { .. })) {
             // Rows that no reader needs are worth less than new ones.
@@ -94,11 +100,20 @@ impl Segments {
         Ok(segment)
     }
 
-    /// Whether one more segment stays below `disk_max_bytes`, trimming what it takes and may.
-    fn check_bound(&mut self, bytes: u64) -> Result<(), LogError> {
-        let bound = self.shared.options.disk_max_bytes;
+    /// Whether everything that is there leaves the reserve free.
+    pub fn check_reserve(&mut self) -> Result<(), LogError> {
+        self.check_bound(0, self.unreserved())
+    }
+
+    fn unreserved(&self) -> u64 {
+        let options = &self.shared.options;
+        options.disk_max_bytes - (RESERVE * options.segment_bytes).min(options.disk_max_bytes / 4)
+    }
+
+    /// Whether one more segment of `bytes` (0: none) stays within `bound`, trimming what it takes and may.
+    fn check_bound(&mut self, bytes: u64, bound: u64) -> Result<(), LogError> {
         let after = |this: &Segments| {
-            let spare = this.spares.last().map_or(0, |(_, size)| *size);
+            let spare = this.spares.last().map_or(0, |(_, size)| (*size).min(bytes));
             this.disk_bytes() - spare + bytes
         };
         if after(self) > bound {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -47,6 +47,8 @@ pub struct Shared {
     pub counters: Mutex<Counters>,
     /// Bytes queued and in the running commit; a hint that saves encoding when the queue is full.
     pub pending_bytes: AtomicUsize,
+    /// Patient submissions wait for space.
+    pub full: AtomicBool,
     pub busy: AtomicU64,
     pub key_refused: AtomicU64,
 }
@@ -65,6 +67,8 @@ pub struct Queue {
     /// The next commit need not gather: nothing more is on its way.
     pub hurry: bool,
     pub closing: bool,
+    /// Space was missing: when the commit thread tries again; see `commit`.
+    pub retry_at: Option<Instant>,
     /// A reader advanced: see what can be recycled.
     pub trim: bool,
 }
@@ -78,6 +82,8 @@ pub struct Submission {
     /// What its rows entered into the tables of `dedupe`.
     pub entered: Entered,
     pub done: Done,
+    /// Waits for space on the disk, instead of an error.
+    pub patient: bool,
     pub queued_at: Instant,
 }
 

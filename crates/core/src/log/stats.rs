@@ -24,6 +24,8 @@ pub struct LogStats {
     pub failed: u64,
     pub disk_full: u64,
     pub disk_bound: u64,
+    /// Nothing from devices is accepted now, because space is missing.
+    pub full: bool,
     /// Writes and syncs of segments that failed; each ended its segment. An alarm belongs here.
     pub write_errors: u64,
     pub sync_errors: u64,

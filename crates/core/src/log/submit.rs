@@ -38,25 +38,31 @@ impl Log {
     /// key belong to partition 0. Rows are only read. Errors: `Busy` when the queue is full, `KeyRefused`
     /// naming the rows whose keys exceed the bounds, `UnknownSchema`, `TooLarge`, `Invalid`, `Closed`.
     pub fn submit(&self, parts: &[(Partition, &Rows)], done: Done) -> Result<(), LogError> {
-        self.queue(parts, done)?;
+        self.enqueue(parts, done, false)?;
         self.begin();
         Ok(())
     }
 
     /// As `submit`, but the commit thread may go on sleeping until `begin` is called, which the caller owes. So
     /// several threads that submit at about the same time wake it once, for one commit.
+    ///
+    /// And it waits for space: while the disk is full `done` is not called, and soon the queue is full.
     pub fn queue(&self, parts: &[(Partition, &Rows)], done: Done) -> Result<(), LogError> {
+        self.enqueue(parts, done, true)
+    }
+
+    fn enqueue(&self, parts: &[(Partition, &Rows)], done: Done, patient: bool) -> Result<(), LogError> {
         let shared = self.shared();
         let bound = shared.options.queue_bytes;
         let queued = shared.pending_bytes.load(Ordering::Relaxed);
-        if queued >= bound {
+        if queued >= bound && !shared.passes(patient) {
             shared.busy.fetch_add(1, Ordering::Relaxed);
             return Err(LogError::Busy { queued, bound });
         }
         let _order = shared.deduping.in_order(parts);
         let fence = shared.deduping.fence();
         let (kept, entered) = shared.deduping.admit(parts)?;
-        let queued = self.queue_rest(parts, &kept, entered, done, fence);
+        let queued = self.queue_rest(parts, &kept, entered, done, (fence, patient));
         queued.map_err(|(error, entered)| {
             shared.deduping.take_back(&entered);
             kept.into_iter().fold(error, |error, (part, kept)| kept.named(part, error))
@@ -70,7 +76,7 @@ impl Log {
         kept: &Remainders,
         entered: Entered,
         done: Done,
-        fence: u64,
+        (fence, patient): (u64, bool),
     ) -> Result<(), (LogError, Entered)> {
         let shared = self.shared();
         let bound = shared.options.queue_bytes;
@@ -88,7 +94,7 @@ impl Log {
             Ok(encoded) => encoded,
             Err(error) => return Err((error, entered)),
         };
-        let submission = Submission { blocks, bodies, entered, done, queued_at: Instant::now() };
+        let submission = Submission { blocks, bodies, entered, done, patient, queued_at: Instant::now() };
         let bytes = submission.bytes();
         let most = shared.options.segment_bytes as usize / 2;
         if bytes > most {
@@ -100,7 +106,7 @@ impl Log {
         }
         let queued = queue.bytes + queue.in_flight;
         // A submission larger than the bound passes alone, else it never would.
-        let full = queued > 0 && queued + bytes > bound;
+        let full = queued > 0 && queued + bytes > bound && !shared.passes(patient);
         // And rows that were left out may have counted on some that are lost: then all is to be looked at again.
         if full || (submission.entered.relies_on_others() && shared.deduping.fence() != fence) {
             shared.busy.fetch_add(1, Ordering::Relaxed);
@@ -165,7 +171,7 @@ impl Log {
                 Err(LogError::Busy { .. }) => {
                     let mut queue = self.shared().queue.lock();
                     // Looked at under the lock, so that a commit in between is not missed.
-                    if !queue.closing && queue.bytes + queue.in_flight > 0 {
+                    if !queue.closing && queue.bytes + queue.in_flight > 0 && !self.shared().passes(false) {
                         self.shared().room.wait(&mut queue);
                     }
                 }
@@ -187,6 +193,14 @@ impl Log {
             part.push(rows.cells(row)).map_err(|error| LogError::Invalid(error.to_string()))?;
         }
         Ok(())
+    }
+}
+
+impl Shared {
+    /// Whether a submission goes past a queue that waits for space: it will be answered at once. There are no more of
+    /// these than threads that wait for their answers.
+    fn passes(&self, patient: bool) -> bool {
+        !patient && self.full.load(Ordering::Relaxed)
     }
 }
 

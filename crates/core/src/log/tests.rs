@@ -365,6 +365,51 @@ fn held_segments_at_the_disk_bound_stop_submissions_until_the_reader_advances() 
 }
 
 #[test]
+fn devices_wait_for_space_while_results_of_services_find_the_reserve() {
+    let log = open(&Forgetful::new(), LogOptions { disk_max_bytes: 1 << 20, ..options() }).unwrap();
+    log.hold("slow", STREAM, &[Offset(0); 4]);
+    let readings: Vec<_> = (0..500).map(|n| ("a", n, (n as f64).sqrt())).collect();
+    let part = rows(&readings);
+    let (to, answers) = mpsc::channel();
+    let mut queued = 0;
+    let queue = |n: usize| {
+        let to = to.clone();
+        let done = Box::new(move |result: Result<_, _>| to.send((n, result.is_ok())).unwrap());
+        log.queue(&[(log.partition_of(b"a"), &part)], done).unwrap();
+        log.begin();
+    };
+    let mut answered = Vec::new();
+    while !log.stats().full {
+        queue(queued);
+        queued += 1;
+        while answered.len() < queued && !log.stats().full {
+            answered.extend(answers.try_recv());
+        }
+    }
+    let before = log.stats();
+    assert!(before.last_error.unwrap().contains("\"slow\" holds stream 16"));
+    queue(queued);
+    // Who does not wait gets the reserve, and then an error, soon and without an end of the others' waiting.
+    let mut appended = 0;
+    let error = loop {
+        match log.append(&[&part]) {
+            Ok(_) => appended += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LogError::DiskBound { .. }), "{error}");
+    assert!(appended > 10, "{appended}");
+    assert!(log.stats().full && log.stats().disk_bytes <= 1 << 20);
+    // Then there is room, and all are answered in their order.
+    log.hold("slow", STREAM, &log.end(STREAM));
+    while answered.len() <= queued {
+        answered.push(answers.recv().unwrap());
+    }
+    assert_eq!(answered, (0..=queued).map(|n| (n, true)).collect::<Vec<_>>());
+    assert!(!log.stats().full);
+}
+
+#[test]
 fn a_full_disk_fails_submissions_and_the_log_goes_on_when_there_is_space() {
     let storage = Forgetful::new();
     let log = open(&storage, options()).unwrap();

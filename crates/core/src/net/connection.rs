@@ -55,6 +55,8 @@ pub(super) struct Connection {
     pub pings: u16,
     /// Client's receive maximum.
     pub receive_maximum: u16,
+    /// Ours, as its CONNACK told.
+    pub granted: u16,
     /// Client's maximum packet size.
     pub max_packet_bytes: u32,
     /// QoS 1 PUBLISH packets read and not yet acknowledged.
@@ -109,6 +111,7 @@ impl Connection {
             wanted_session: false,
             pings: 0,
             receive_maximum: u16::MAX,
+            granted: u16::MAX,
             max_packet_bytes: u32::MAX,
             unacknowledged: 0,
             silence: 0,

@@ -51,7 +51,8 @@ counters! {
     live_only,
     /// Durable as dead letters.
     dead_lettered,
-    /// QoS 0 messages lost because the log failed; nobody could be told.
+    /// QoS 0 messages dropped because the loop was behind its log for long, or lost because the log failed; nobody
+    /// could be told.
     shed,
     /// Not accepted, and the client was told by reason code or by closing.
     refused,
@@ -89,6 +90,11 @@ counters! {
     log_failures,
     /// Passes in which sockets were left unread because the log was behind.
     throttled,
+    /// Milliseconds in which sockets with something to read were left unread, summed over the loops.
+    unread_ms,
+    /// Loops that leave sockets unread now, or shed.
+    loops_unread,
+    loops_shedding,
     /// Events lost at the bound of the event ring.
     events_lost,
 }

@@ -49,6 +49,15 @@ impl Worker {
                 continue;
             }
             match conn.deadline(&self.lane.shared.options) {
+                // We do not know that it is silent.
+                Some(deadline)
+                    if deadline <= self.lane.tick && conn.ready && conn.state != State::Lingering =>
+                {
+                    if let Some(conn) = self.conns.get_mut(slot as usize) {
+                        conn.heard = self.lane.tick;
+                    }
+                    self.set_timer(slot);
+                }
                 Some(deadline) if deadline <= self.lane.tick => match conn.state {
                     State::Lingering => self.remove(slot),
                     State::Up => {

@@ -24,6 +24,8 @@ pub enum EventKind {
     SessionNotKept,
     /// The log did not take a turn.
     LogFailed,
+    /// An event loop leaves its sockets unread, sheds QoS 0, or reads again.
+    Pressure,
     /// The process has no more descriptors, or accepting fails otherwise.
     AcceptFailed,
 }
@@ -38,6 +40,7 @@ impl EventKind {
             EventKind::PublishRefused => "publish-refused",
             EventKind::SessionNotKept => "session-not-kept",
             EventKind::LogFailed => "log-failed",
+            EventKind::Pressure => "pressure",
             EventKind::AcceptFailed => "accept-failed",
         }
     }

@@ -9,10 +9,11 @@ use std::time::Instant;
 use super::binding::{Bindings, Held};
 use super::connection::{Connection, Delivery, Pool};
 use super::counters::{Counters, Shown};
-use super::events::Events;
+use super::events::{EventKind, Events};
 use super::fanout::{Fanout, Subscriptions};
 use super::inbox::{Inbox, Mail};
 use super::options::GatewayOptions;
+use super::pressure::{Level, Pressure};
 use super::registry::{ConnId, Registry};
 use super::retained::Retained;
 use super::sparkplug::EdgeNodes;
@@ -120,6 +121,7 @@ pub(super) struct Lane {
     /// By stream, for those whose fields are inferred.
     pub held: Vec<Option<Held>>,
     pub counters: Counters,
+    pub pressure: Pressure,
     /// (latency in µs, messages) of what was acknowledged since counters were shown.
     pub latencies: Vec<(u64, u64)>,
     pub pool: Pool,
@@ -148,6 +150,7 @@ impl Lane {
             edge_node: String::new(),
             held: vec![None; shared.bindings.streams.len()],
             counters: Counters::default(),
+            pressure: Pressure::new(shared.started, shared.options.shed_after),
             latencies: Vec::new(),
             pool: Pool::new(),
             dirty: Vec::new(),
@@ -255,6 +258,27 @@ impl Lane {
                 inbox.post(Mail::Deliver(Box::new(std::mem::take(deliveries))));
             }
         }
+    }
+
+    /// Notes whether the pass leaves sockets unread, and says so when that becomes or ceases to be a state.
+    pub fn note_pressure(&mut self, unread: bool) {
+        self.counters.throttled += u64::from(unread);
+        if !self.pressure.pass(Instant::now(), unread) {
+            return;
+        }
+        let level = self.pressure.level;
+        self.counters.unread_ms = self.pressure.unread.as_millis() as u64;
+        self.counters.loops_unread = u64::from(level != Level::Flowing);
+        self.counters.loops_shedding = u64::from(level == Level::Shedding);
+        let detail = match level {
+            Level::Flowing => "sockets are read again",
+            Level::Unread => "sockets stay unread: the log or a subscriber does not keep up",
+            Level::Shedding => "QoS 0 messages are dropped: sockets stayed unread for mqtt.shed_after",
+        };
+        let (thread, shed) = (self.thread, self.counters.shed);
+        let detail = format!("event loop {thread}: {detail}; {shed} messages shed since the start");
+        let reason = if level == Level::Flowing { ReasonCode::Success } else { ReasonCode::ServerBusy };
+        self.shared.events.add(EventKind::Pressure, "", reason, detail);
     }
 
     /// Shows the counters of this pass to those who ask.

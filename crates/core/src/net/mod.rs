@@ -29,6 +29,7 @@ mod on_subscribe;
 mod options;
 mod pace;
 mod packets;
+mod pressure;
 mod registry;
 mod retained;
 mod sparkplug;

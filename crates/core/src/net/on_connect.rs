@@ -25,6 +25,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     let v5 = connect.version == Version::V5;
     let number = |id| connect.properties.number(id);
     conn.receive_maximum = number(PropertyId::ReceiveMaximum).map_or(u16::MAX, |value| value as u16);
+    conn.granted = lane.pressure.receive_maximum(lane.shared.options.receive_maximum);
     conn.max_packet_bytes = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
     conn.problem_information = number(PropertyId::RequestProblemInformation) != Some(0);
     conn.wanted_session = number(PropertyId::SessionExpiryInterval).is_some_and(|seconds| seconds > 0);
@@ -106,8 +107,8 @@ fn welcome(lane: &Lane, conn: &Connection, assigned: bool, server_keep_alive_s: 
     if conn.wanted_session {
         tell(PropertyId::SessionExpiryInterval, Value::FourByte(0));
     }
-    if options.receive_maximum != u16::MAX {
-        tell(PropertyId::ReceiveMaximum, Value::TwoByte(options.receive_maximum));
+    if conn.granted != u16::MAX {
+        tell(PropertyId::ReceiveMaximum, Value::TwoByte(conn.granted));
     }
     tell(PropertyId::MaximumQoS, Value::Byte(options.maximum_qos.min(1)));
     if !options.retain_available {

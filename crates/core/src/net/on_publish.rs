@@ -9,6 +9,7 @@ use super::events::EventKind;
 use super::fanout::Reading;
 use super::lane::{End, Lane, Shared};
 use super::message::Outgoing;
+use super::pressure::Level;
 use super::turn::{Fate, Staging};
 use crate::decode::{DecodeError, Decoded, SparkplugContext, SparkplugTopic, StreamPlan, sparkplug_rebirth};
 use crate::mqtt::properties::PropertyId;
@@ -31,6 +32,9 @@ pub(super) fn on_publish(
     }
     if publish.qos == QoS::AtLeastOnce {
         conn.unacknowledged += 1;
+    } else if lane.pressure.level == Level::Shedding {
+        lane.counters.shed += 1;
+        return Ok(());
     }
     if let Some((code, why)) = refusal(shared, publish) {
         return refuse(lane, conn, publish, code, why);
@@ -177,7 +181,7 @@ fn check(shared: &Shared, conn: &Connection, publish: &Publish<'_>) -> Result<()
         return Err(End::new(ReasonCode::QoSNotSupported, "PUBLISH above the maximum QoS told in CONNACK"));
     }
     if conn.version == Version::V5 {
-        if publish.qos != QoS::AtMostOnce && conn.unacknowledged >= u32::from(options.receive_maximum) {
+        if publish.qos != QoS::AtMostOnce && conn.unacknowledged >= u32::from(conn.granted) {
             let why = "more QoS 1 messages unacknowledged than the receive maximum told in CONNACK";
             return Err(End::new(ReasonCode::ReceiveMaximumExceeded, why));
         }

@@ -1,6 +1,7 @@
 //! Settings and limits of the gateway. Every bound has a stated behaviour where it is reached.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::clock::Clock;
 use crate::mqtt::topic;
@@ -19,7 +20,8 @@ pub struct GatewayOptions {
     pub max_payload_bytes: usize,
     /// Longest keep alive; an MQTT 5 client that asks for more (or for none) is told this one. 0: no limit.
     pub max_keep_alive_s: u16,
-    /// QoS 1 PUBLISH packets that an MQTT 5 client may have unacknowledged; more ends the connection with 0x93.
+    /// QoS 1 PUBLISH packets that an MQTT 5 client may have unacknowledged; more ends the connection with 0x93. While
+    /// sockets stay unread, new clients get a quarter of it or less.
     pub receive_maximum: u16,
     /// 0 or 1. A PUBLISH above it ends the connection with 0x9B.
     pub maximum_qos: u8,
@@ -44,6 +46,8 @@ pub struct GatewayOptions {
     pub turn_bytes: usize,
     /// Bytes on their way to the disk, over all threads. Above it no socket is read.
     pub inflight_bytes: usize,
+    /// Sockets left unread for so long: QoS 0 messages are dropped and counted. Zero: never.
+    pub shed_after: Duration,
     pub clock: Clock,
 }
 
@@ -68,6 +72,7 @@ impl Default for GatewayOptions {
             first_packet_timeout_s: 10,
             turn_bytes: 1 << 20,
             inflight_bytes: 64 << 20,
+            shed_after: Duration::from_secs(5),
             clock: Clock::Real,
         }
     }

@@ -236,11 +236,9 @@ impl Worker {
     }
 
     fn read_ready(&mut self) {
-        if self.ready.is_empty() {
-            return;
-        }
-        if self.throttled() {
-            self.lane.counters.throttled += 1;
+        let unread = !self.ready.is_empty() && self.throttled();
+        self.lane.note_pressure(unread);
+        if self.ready.is_empty() || unread {
             return;
         }
         self.lane.received_at_us = now_us();

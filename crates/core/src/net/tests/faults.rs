@@ -3,13 +3,22 @@
 use super::client::publish;
 use super::*;
 use crate::log::forgetful::Forgetful;
-use crate::mqtt::{Packet, ReasonCode, Version};
+use crate::mqtt::properties::PropertyId;
+use crate::mqtt::{Packet, QoS, ReasonCode, Version};
 
 fn on_forgetful(change: impl FnOnce(&mut LogOptions)) -> (Fixture, Forgetful) {
+    on_forgetful_with(|_| (), change)
+}
+
+fn on_forgetful_with(
+    gateway: impl FnOnce(&mut GatewayOptions),
+    log: impl FnOnce(&mut LogOptions),
+) -> (Fixture, Forgetful) {
     let storage = Forgetful::new();
     let mut options = log_options();
-    change(&mut options);
-    (Fixture::on_storage(Arc::new(storage.clone()), options), storage)
+    log(&mut options);
+    let log = Log::open_on(Arc::new(storage.clone()), options, schemas()).unwrap();
+    (Fixture::on_log(log, gateway), storage)
 }
 
 #[test]
@@ -48,19 +57,68 @@ fn a_failed_sync_closes_a_3_1_1_connection_and_sheds_qos_0() {
 }
 
 #[test]
-fn a_full_disk_is_0x97_and_live_messages_go_on() {
+fn on_a_full_disk_acknowledgements_wait_and_live_messages_go_on() {
     let (fixture, storage) = on_forgetful(|_| ());
+    let (mut client, mut listener) = (fixture.v5("a"), fixture.v5("b"));
+    listener.subscribed("live", QoS::AtMostOnce);
+    assert_eq!(client.publish("dt/s/d/telemetry", PAYLOAD), ReasonCode::Success);
+    storage.set_capacity(Some(0));
+    storage.fail_writes(1);
+    // What the disk failed for another reason than space is told.
+    assert_eq!(client.publish("dt/s/d/telemetry", PAYLOAD), ReasonCode::UnspecifiedError);
+    client.send_publish(&publish("dt/s/d/telemetry", PAYLOAD, 7));
+    client.send_publish(&publish("live", b"x", 0));
+    assert_eq!(listener.receive().publish().payload, b"x");
+    assert!(client.ping().is_empty());
+    assert!(fixture.log.stats().full);
+    storage.set_capacity(None);
+    assert_eq!(client.puback(7), ReasonCode::Success);
+    fixture.until("books", |c| (c.decoded, c.live_only, c.refused) == (2, 1, 1));
+}
+
+#[test]
+fn a_loop_that_does_not_come_through_gives_less_and_then_sheds_qos_0() {
+    let (fixture, storage) = on_forgetful_with(
+        |options| {
+            options.threads = 1;
+            options.turn_bytes = 1024;
+            options.inflight_bytes = 1024;
+            options.receive_maximum = 400;
+            options.shed_after = Duration::from_millis(1200);
+        },
+        |options| options.queue_bytes = 4096,
+    );
     let mut client = fixture.v5("a");
     assert_eq!(client.publish("dt/s/d/telemetry", PAYLOAD), ReasonCode::Success);
     storage.set_capacity(Some(0));
     storage.fail_writes(1);
-    let code = client.publish("dt/s/d/telemetry", PAYLOAD);
-    assert!(code.is_error(), "{code:?}");
-    assert_eq!(client.publish("live", b"x"), ReasonCode::Success);
-    assert_eq!(client.publish("dt/s/d/telemetry", PAYLOAD), ReasonCode::QuotaExceeded);
+    assert!(client.publish("dt/s/d/telemetry", PAYLOAD).is_error());
+    let mut bytes = Vec::new();
+    (1..=200).for_each(|id| publish("dt/s/d/telemetry", PAYLOAD, id).encode(Version::V5, &mut bytes));
+    client.send(&bytes);
+    fixture.until("read", |c| c.received == 202);
+    // More, which stays unread; and a client that is not welcomed before there is space.
+    client.send(&bytes);
+    fixture.until("stopped reading", |c| c.loops_unread == 1 && c.loops_shedding == 0);
+    let mut late = client::Client::open(fixture.gateway().address());
+    late.send_connect(&client::connect(Version::V5, "late"));
+    fixture.until("shedding", |c| c.loops_shedding == 1);
+    let mut best_effort = client::Client::open(fixture.gateway().address());
+    best_effort.send_connect(&client::connect(Version::V5, "q0"));
+    best_effort.send_publish(&publish("dt/s/d/telemetry", PAYLOAD, 0));
     storage.set_capacity(None);
-    assert_eq!(client.publish("dt/s/d/telemetry", PAYLOAD), ReasonCode::Success);
-    fixture.until("books", |c| (c.decoded, c.live_only, c.refused) == (2, 1, 2));
+    for _ in 0..2 {
+        (1..=200).for_each(|id| assert_eq!(client.puback(id), ReasonCode::Success));
+    }
+    let received = late.receive();
+    let Packet::Connack(connack) = received.packet() else { panic!("no CONNACK") };
+    assert_eq!(connack.properties.number(PropertyId::ReceiveMaximum), Some(25));
+    let counters = fixture.until("over", |c| c.loops_unread == 0 && c.shed == 1);
+    assert_eq!((counters.decoded, counters.received, counters.in_flight), (401, 403, 0));
+    assert!(counters.unread_ms >= 1200);
+    let told =
+        fixture.gateway().events().into_iter().filter(|event| event.kind == EventKind::Pressure).count();
+    assert_eq!(told, 3, "unread, shedding, read again");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use self::client::Client;
 use super::*;
 use crate::decode::{FieldSpec, Format, StreamSpec, TimeSpec, TimeUnit};
-use crate::log::{Durability, Log, LogOptions, Storage};
+use crate::log::{Durability, Log, LogOptions};
 use crate::schema::{Column, ColumnType, Offset, Schema, SchemaId, SchemaRef, StreamId};
 
 const TELEMETRY: StreamId = StreamId(16);
@@ -84,10 +84,6 @@ impl Fixture {
         let mut fixture = Fixture::on_log(log, change);
         fixture._directory = Some(directory);
         fixture
-    }
-
-    fn on_storage(storage: Arc<dyn Storage>, log_options: LogOptions) -> Fixture {
-        Fixture::on_log(Log::open_on(storage, log_options, schemas()).unwrap(), |_| ())
     }
 
     fn on_log(log: Log, change: impl FnOnce(&mut GatewayOptions)) -> Fixture {
