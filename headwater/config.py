@@ -174,6 +174,15 @@ class ShadowSettings(Section):
     max_document_bytes: int = Field(8 << 10, gt=0, description="Largest state document; AWS has 8 KB.")
 
 
+class SystemSettings(Section):
+    """What concerns Headwater itself."""
+
+    notify: list[str] = Field(
+        default_factory=list,
+        description="Names of `[notify.*]` targets that are told of Headwater's own alarms.",
+    )
+
+
 class Settings(BaseSettings):
     """The whole configuration."""
 
@@ -198,6 +207,7 @@ class Settings(BaseSettings):
     query: QuerySettings = QuerySettings()
     engine: EngineSettings = EngineSettings()
     shadow: ShadowSettings = ShadowSettings()
+    system: SystemSettings = SystemSettings()
     streams: dict[str, StreamSettings] = Field(default_factory=dict)
     queries: dict[str, QuerySection] = Field(default_factory=dict)
     alarms: dict[str, AlarmSettings] = Field(default_factory=dict)
@@ -275,10 +285,12 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"alarms.{name}.on: {alarm.on!r} is no stream or query{_nearest(alarm.on, tables)}"
                 )
-            for target in alarm.notify:
+        told = {f"alarms.{name}": alarm.notify for name, alarm in self.alarms.items()}
+        for section, targets in {**told, "system": self.system.notify}.items():
+            for target in targets:
                 if target not in self.notify:
                     raise ValueError(
-                        f"alarms.{name}.notify: {target!r} is no [notify.*] target{_nearest(target, list(self.notify))}"
+                        f"{section}.notify: {target!r} is no [notify.*] target{_nearest(target, list(self.notify))}"
                     )
         return self
 

@@ -29,6 +29,7 @@ from headwater.gateway.listener import Gateway
 from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA
+from headwater.selfcheck import SelfCheck, own_alarms
 from headwater.store.embedded import EmbeddedStore
 from headwater.streams.embedded import EmbeddedEngine
 from headwater.worker import Worker
@@ -36,7 +37,14 @@ from headwater.worker import Worker
 logger = structlog.get_logger(__name__)
 
 #: Least time between two steps of a service, seconds: bounds what a reader costs when commits are frequent.
-PACE_S = {"store": 0.05, "streams": 0.05, "alarms": 0.01, "shadows": 0.005, "notifier": 0.02}
+PACE_S = {
+    "store": 0.05,
+    "streams": 0.05,
+    "alarms": 0.01,
+    "shadows": 0.005,
+    "notifier": 0.02,
+    "selfcheck": 1.0,
+}
 
 
 def now_us() -> int:
@@ -112,12 +120,14 @@ class Pipeline:
             notifier=notifier,
             workers=self._workers,
         )
+        selfcheck = SelfCheck(self.database, own_alarms(self.parts, settings.system.notify), clock)
         services = {
             "store": store,
             "streams": engine,
             "alarms": alarms,
             "shadows": shadows,
             "notifier": notifier,
+            "selfcheck": selfcheck,
         }
         for name, service in services.items():
             if service is not None:

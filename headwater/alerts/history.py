@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 import sqlalchemy as sa
 
-from headwater.alerts.conditions import Alarm
 from headwater.alerts.machine import Instance, State
 from headwater.alerts.tracker import Transition
 from headwater.database import ALARM_STATES, ALARM_TRANSITIONS, ALARMS, NOTIFICATIONS, Database
@@ -23,6 +22,19 @@ HISTORY_US: Final = 90 * 86_400 * 1_000_000
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BATCH: Final = 500  # keys in one IN list; SQLite takes 32,766 parameters
+
+
+class Alarm(Protocol):
+    """What is written of an alarm: one of the configuration, or one about Headwater itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def severity(self) -> str: ...
+
+    @property
+    def notify(self) -> Sequence[str]: ...
 
 
 def alarms(

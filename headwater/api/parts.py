@@ -23,10 +23,12 @@ class ServiceThread(Protocol):
     """A thread that drives a service, as health reports see it."""
 
     name: str
-    last_error: str | None
 
     @property
     def healthy(self) -> bool: ...
+
+    @property
+    def last_error(self) -> str | None: ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pytest
 
 from headwater import bench
 from headwater.bench import BenchOptions, BenchReport
+from headwater.worker import STUCK_S
 from tests.faults.disk import FaultyDisk
 from tests.integration.server import PATIENCE_S, Server, await_that
 from tests.preload import COMPILER
@@ -200,6 +201,9 @@ def test_a_full_disk_stops_acknowledgements_and_not_the_process(
         shed = up.get("/api/v1/books")["messages"]["shed"]
         assert stored + shed == sent
     assert "pressure" in up.stderr()
+    # Told while nothing could be stored, and recorded since.
+    up.await_alarms(lambda found: own_state(found, "headwater:disk_full") == "resolved")
+    up.await_alarms(lambda found: own_state(found, "headwater:shedding") == "resolved")
     settled(up)
 
 
@@ -215,9 +219,16 @@ def test_a_store_that_stops(up: Server, disk: FaultyDisk, fault_s: float) -> Non
             hot = Load(up, "hot", payload='{"temperature":99.5,"ts":{ts_us}}', messages=1, connections=1)
             assert hot.finished().acked == 1
             up.await_alarms(lambda found: any(each["fired_at"] for each in found))
+            if fault_s > STUCK_S:
+                up.await_alarms(lambda found: own_state(found, "headwater:service") == "firing")
         await_that("the store goes on", lambda: disk.waiting == 0)
         await_that("files grow", lambda: metric(up, 'headwater_store_rows_total{table="telemetry"}') > before)
     settled(up)
+
+
+def own_state(alarms: list[dict[str, Any]], name: str) -> str | None:
+    """State of the latest of Headwater's own alarms of that name."""
+    return next((each["state"] for each in alarms if each["alarm"] == name), None)
 
 
 def await_stop(load: Load) -> int:
