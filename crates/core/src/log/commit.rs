@@ -257,6 +257,8 @@ impl Committer {
 
     /// Space is missing: who is patient waits at the front of the queue. Gives the others, those queued too.
     fn hold(&self, submissions: Vec<Submission>, error: &LogError) -> Vec<Submission> {
+        // First, so that whoever sees that the log is full finds the reason.
+        self.shared.counters.lock().stats.last_error = Some(error.to_string());
         let mut queue = self.shared.queue.lock();
         if queue.closing {
             return submissions;
@@ -269,10 +271,9 @@ impl Committer {
         queue.submissions = patient.into();
         if !queue.submissions.is_empty() {
             queue.retry_at = Some(Instant::now() + RETRY);
-            self.shared.full.store(true, Ordering::Relaxed);
+            self.shared.full.store(true, Ordering::Release);
         }
         drop(queue);
-        self.shared.counters.lock().stats.last_error = Some(error.to_string());
         self.shared.room.notify_all();
         // What they left out may be among the rows that wait, which they would go ahead of.
         let (relying, others): (Vec<_>, Vec<_>) =

@@ -257,7 +257,10 @@ impl Log {
 
     pub fn stats(&self) -> LogStats {
         let shared = self.shared();
+        // Before the counters, which then have the reason.
+        let full = shared.full.load(Ordering::Acquire);
         let mut stats = shared.counters.lock().snapshot();
+        stats.full = full;
         {
             let published = shared.published.lock();
             stats.commit = published.commit;
@@ -268,7 +271,6 @@ impl Log {
             let queue = shared.queue.lock();
             stats.queued_bytes = (queue.bytes + queue.in_flight) as u64;
         }
-        stats.full = shared.full.load(Ordering::Relaxed);
         stats.busy = shared.busy.load(Ordering::Relaxed);
         stats.key_refused = shared.key_refused.load(Ordering::Relaxed);
         stats.keys = shared.keys.iter().map(|keys| u64::from(keys.read().len())).sum();
