@@ -27,7 +27,10 @@ from deltalake.transaction import AddAction
 from headwater import durable
 from headwater.errors import StoreError
 from headwater.records import Column, ColumnType, Offsets
+from headwater.store import parquet, recovery
+from headwater.store.checksums import Checksums
 from headwater.store.parquet import Written
+from headwater.store.recovery import ACTIONS, LAST_CHECKPOINT
 
 #: Partition column: the hour in which rows arrived, UTC, such as 2026-11-23T22.
 HOUR: Final = "hour"
@@ -35,11 +38,6 @@ HOUR: Final = "hour"
 #: Commits between two checkpoints of the transaction log. Ours; Delta's own default too.
 CHECKPOINT_COMMITS: Final = 100
 
-#: Property of our commits: how many actions follow the commitInfo line, so that a cut between two lines shows.
-_ACTIONS: Final = "headwater.actions"
-
-_COMMIT: Final = re.compile(r"(\d{20})\.json")
-_CHECKPOINT: Final = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _DATA_FILE: Final = re.compile(r"part-\d{10}-\d{3}-([0-9a-f]{8})-[0-9a-f]{8}\.parquet")
 _NO_HOOKS: Final = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _DELTA_TYPE: Final = {
@@ -87,12 +85,12 @@ class StoredTable:
         self._log = directory / "_delta_log"
         self._unsettled: Path | None = None
         with self._errors("opening"):
-            if not _recover(self._log, self.messages):
+            self._checksums = Checksums(directory, name, self.messages)
+            if not recovery.recover(self._log, self._checksums, self.messages):
                 self._create(columns)
             self._table = DeltaTable(str(directory))
             # A commit may have been read back from memory before it reached the disk.
-            durable.sync_file(self._commit_file(self._table.version()))
-            durable.sync_directory(self._log)
+            self._sync(self._commit_file(self.version))
             self.evolve(columns)
             self._load()
             self._remove_orphans()
@@ -143,7 +141,7 @@ class StoredTable:
             for hour, file in written
         ]
         properties = CommitProperties(
-            custom_metadata={_ACTIONS: str(len(adds) + len(offsets))},
+            custom_metadata={ACTIONS: str(len(adds) + len(offsets))},
             app_transactions=[Transaction(f"log/{p}", offset) for p, offset in enumerate(offsets)],
         )
         with self._errors("committing to"):
@@ -167,7 +165,6 @@ class StoredTable:
             else:
                 self._load()
             self._sync(self._unsettled)
-            self._unsettled = None
             if self.version % CHECKPOINT_COMMITS == 0:
                 self._checkpoint()
 
@@ -176,7 +173,7 @@ class StoredTable:
         if self._unsettled is not None:
             with self._errors("settling"):
                 durable.rewrite(self._unsettled)
-            self._unsettled = None
+                self._sync(self._unsettled)
 
     def _create(self, columns: Sequence[Column]) -> None:
         if self.directory.exists():
@@ -196,11 +193,10 @@ class StoredTable:
             partition_by=[HOUR],
             name=self.name,
             configuration={"delta.checkpointInterval": str(CHECKPOINT_COMMITS)},
-            commit_properties=CommitProperties(custom_metadata={_ACTIONS: "2"}),
+            commit_properties=CommitProperties(custom_metadata={ACTIONS: "2"}),
         )
-        durable.sync_file(self._commit_file(0))
-        durable.sync_directory(self._log)
         durable.sync_directory(self.directory)
+        self._sync(self._commit_file(0))
 
     def evolve(self, columns: Sequence[Column]) -> None:
         """Gives the table the columns it lacks, durably. raises: StoreError when one changes its type"""
@@ -213,16 +209,18 @@ class StoredTable:
                 )
         new = [column for column in columns if column.name not in known]
         if new:
+            self.settle()
             self._table.alter.add_columns(
                 [
                     Field(column.name, PrimitiveType(_DELTA_TYPE[column.type]), nullable=True)
                     for column in new
                 ],
-                commit_properties=CommitProperties(custom_metadata={_ACTIONS: "1"}),
+                commit_properties=CommitProperties(custom_metadata={ACTIONS: "1"}),
                 post_commithook_properties=_NO_HOOKS,
             )
             self._table.update_incremental()
-            self._sync(self._commit_file(self.version))
+            self._unsettled = self._commit_file(self.version)
+            self._sync(self._unsettled)
 
     def _load(self) -> None:
         """Reads the list of files from the table, and checks that each is there in its full size."""
@@ -260,12 +258,9 @@ class StoredTable:
         self.files = tuple(sorted(found, key=lambda file: file.path.name))
 
     def _columns_of(self, path: Path) -> frozenset[str]:
-        try:
-            return frozenset(pq.read_schema(path).names)
-        except (OSError, pa.ArrowException) as error:
-            raise StoreError(
-                f"table {self.name!r}: file {path.parent.name}/{path.name} is damaged: {error}; restore it from a copy"
-            ) from error
+        # A flipped bit in the footer could hide a column.
+        parquet.verify(path, self.name)
+        return frozenset(pq.read_schema(path).names)
 
     def _data_file(self, hour: str, file: Written) -> DataFile:
         stats = json.loads(file.stats)
@@ -287,13 +282,21 @@ class StoredTable:
                     )
 
     def _sync(self, commit: Path) -> None:
+        """Makes the last transaction durable, then its checksum: what has none yet may be what a stop has left."""
         durable.sync_file(commit)
         durable.sync_directory(self._log)
+        if commit not in self._checksums:
+            self._checksums.add(commit)
+        self._unsettled = None
 
     def _checkpoint(self) -> None:
         self._table.create_checkpoint()
-        self._sync(self._log / f"{self.version:020d}.checkpoint.parquet")
-        durable.sync_file(self._log / "_last_checkpoint")
+        new = [self._log / f"{self.version:020d}.checkpoint.parquet", self._log / LAST_CHECKPOINT]
+        for path in new:
+            durable.sync_file(path)
+        durable.sync_directory(self._log)
+        kept = [path for path in self._log.iterdir() if path in self._checksums and path not in new]
+        self._checksums.replace(kept, new)
         # Only now: commits older than Delta's retention may go, the checkpoint holds what they said.
         self._table.cleanup_metadata()
 
@@ -306,92 +309,6 @@ class StoredTable:
             yield
         except (OSError, DeltaError, pa.ArrowException) as error:
             raise StoreError(f"{doing} table {self.name!r}: {error}") from error
-
-
-def _recover(log: Path, messages: list[str]) -> bool:
-    """Removes a transaction, or a checkpoint, that a power cut has torn at the end of the log.
-
-    Only the last one can be torn: each is fsynced before the next one begins.
-
-    returns: whether there is a table
-    raises:  StoreError for a damaged transaction below a good one
-    """
-    if not log.is_dir():
-        return False
-    for stray in log.glob("*.tmp*"):
-        durable.remove(stray)
-    name = log.parent.name
-    checkpoint = _recover_checkpoint(log, messages)
-    versions = sorted(int(match[1]) for path in log.iterdir() if (match := _COMMIT.fullmatch(path.name)))
-    # Transactions up to the checkpoint are not read any more.
-    damaged = [
-        (version, fault)
-        for version in versions
-        if version > checkpoint and (fault := _fault(log / f"{version:020d}.json"))
-    ]
-    if damaged:
-        version, fault = damaged[0]
-        path = log / f"{version:020d}.json"
-        if version != versions[-1]:
-            raise StoreError(
-                f"table {name!r}: transaction {path.name} is damaged ({fault}) and later ones follow it, so this is"
-                " no torn end but corruption; restore the file from a copy"
-            )
-        durable.remove(path)
-        versions.pop()
-        messages.append(
-            f"table {name!r}: removed transaction {version}, torn at the end of its log ({fault})"
-        )
-    return bool(versions) or checkpoint >= 0
-
-
-def _recover_checkpoint(log: Path, messages: list[str]) -> int:
-    """Version of the newest readable checkpoint, -1 for none; an unreadable newest one is removed."""
-    last = log / "_last_checkpoint"
-    if last.exists():
-        try:
-            json.loads(last.read_bytes())["version"]
-        except (ValueError, KeyError, TypeError):
-            # A hint for readers only: the directory shows the checkpoints as well.
-            durable.remove(last)
-            messages.append(f"table {log.parent.name!r}: removed a torn _last_checkpoint")
-    while found := [int(m[1]) for path in log.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))]:
-        version = max(found)
-        path = log / f"{version:020d}.checkpoint.parquet"
-        try:
-            pq.read_table(path)
-            return version
-        except (OSError, pa.ArrowException):
-            below = max((other for other in found if other < version), default=-1)
-            if not all((log / f"{commit:020d}.json").exists() for commit in range(below + 1, version + 1)):
-                raise StoreError(
-                    f"table {log.parent.name!r}: checkpoint {path.name} is damaged and the transactions that it sums up"
-                    " are no longer there; restore it from a copy"
-                ) from None
-            last.unlink(missing_ok=True)
-            durable.remove(path)
-            messages.append(
-                f"table {log.parent.name!r}: removed checkpoint {version}, torn at the end of its log"
-            )
-    return -1
-
-
-def _fault(commit: Path) -> str | None:
-    """What is wrong with a transaction file, None when it is whole."""
-    lines = commit.read_bytes().splitlines()
-    if not lines:
-        return "empty"
-    try:
-        actions = [json.loads(line) for line in lines if line.strip()]
-    except ValueError:
-        return "not JSON"
-    if not all(isinstance(action, dict) for action in actions):
-        return "not a list of actions"
-    info: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-    expected = info.get(_ACTIONS)
-    if expected is not None and int(expected) != len(actions) - 1:
-        return f"{len(actions) - 1} of {expected} actions"
-    return None
 
 
 def _tag(columns: Sequence[str]) -> str:

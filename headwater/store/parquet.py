@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headwater import durable
+from headwater.errors import StoreError
 from headwater.store import keynumbers
 
 #: Rows of a row group: what one thread of DuckDB scans at a time, and what statistics may skip. Ours.
@@ -92,13 +93,21 @@ def write(directory: Path, stem: str, table: pa.Table, key: str | None) -> Writt
     return Written(name, (directory / name).stat().st_size, table.num_rows, stats.json())
 
 
-def verify(path: Path) -> bool:
-    """Whether the file's bytes are those that were written; True for a name without a checksum. raises: OSError
+def verify(path: Path, table: str) -> None:
+    """Compares the file's bytes with the checksum in its name, where it has one. raises: StoreError, which names it
 
     DuckDB does not look at the checksums of Parquet pages, so a flipped bit could become a wrong reading.
     """
     match = _CHECKED_NAME.fullmatch(path.name)
-    return match is None or _crc(path) == int(match[1], 16)
+    try:
+        whole = match is None or _crc(path) == int(match[1], 16)
+    except OSError as error:
+        raise StoreError(f"table {table!r}: reading {path.name}: {error.strerror}") from error
+    if not whole:
+        raise StoreError(
+            f"table {table!r}: file {path.parent.name}/{path.name} is damaged: its bytes do not match the checksum in"
+            " its name; restore it from a copy"
+        )
 
 
 def _crc(path: Path) -> int:

@@ -207,5 +207,6 @@ def test_four_power_cuts(server: Callable[..., Server], tmp_path: Path, seed: in
 
 @pytest.mark.chaos
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc) to build the forgetful layer with")
-def test_twenty_power_cuts(server: Callable[..., Server], tmp_path: Path) -> None:
-    power_cuts(server, tmp_path, 20, 21)
+@pytest.mark.parametrize("seed", range(21, 26))
+def test_twenty_power_cuts(server: Callable[..., Server], tmp_path: Path, seed: int) -> None:
+    power_cuts(server, tmp_path, 20, seed)

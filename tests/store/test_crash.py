@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from headwater import durable
 from headwater.errors import StoreError
 from headwater.log.embedded import EmbeddedLog
-from headwater.store import delta
+from headwater.store import checksums, delta
 from headwater.store.embedded import EmbeddedStore
 from tests.store.conftest import READINGS, Opener, batch, reading
 
@@ -117,6 +117,13 @@ def _torn(whole: bytes) -> list[bytes]:
     return [*at_lines, *anywhere, *zeros]
 
 
+def forget(directory: Path, name: str) -> None:
+    """Takes the checksum of a file away, as of one that was not durable when the power was cut."""
+    path = directory / "tables/readings" / checksums.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if not line.startswith(name.encode())))
+
+
 @pytest.mark.parametrize("flushes", [0, 1, 3])
 def test_a_torn_last_transaction_is_removed_with_a_message(
     opener: Opener, log: EmbeddedLog, tmp_path: Path, flushes: int
@@ -133,6 +140,7 @@ def test_a_torn_last_transaction_is_removed_with_a_message(
         copy = tmp_path / "copies" / str(number)
         shutil.copytree(tmp_path / "tables", copy / "tables")
         (copy / last.relative_to(tmp_path)).write_bytes(torn)
+        forget(copy, last.name)
         again = check(opener, copy, [float(i) for i in range(flushes * 10 + 10)])
         assert any("torn" in message and "readings" in message for message in again.messages()), torn
         again.close()
@@ -150,6 +158,49 @@ def test_a_damaged_transaction_below_a_good_one_is_corruption(
     damaged.write_bytes(damaged.read_bytes()[:-40])
     with pytest.raises(StoreError, match=rf"{damaged.name} is damaged .* corruption"):
         opener()
+
+
+def test_a_damaged_last_transaction_is_not_taken_for_a_torn_one(
+    opener: Opener, log: EmbeddedLog, tmp_path: Path
+) -> None:
+    store = opener()
+    append(log, 0, 10)
+    store.flush()
+    store.close()
+    damaged = tmp_path / f"tables/readings/_delta_log/{1:020d}.json"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(StoreError, match=rf"{damaged.name} is damaged .*checksum.* corruption"):
+        opener()
+
+
+def test_a_table_without_checksums_gets_them(opener: Opener, log: EmbeddedLog, tmp_path: Path) -> None:
+    store = opener()
+    append(log, 0, 10)
+    store.flush()
+    store.close()
+    path = tmp_path / "tables/readings" / checksums.NAME
+    whole = path.read_bytes()
+    path.unlink()
+    check(opener, tmp_path, [float(i) for i in range(10)]).close()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
+def test_a_torn_line_of_the_checksums_is_removed_with_a_message(
+    opener: Opener, log: EmbeddedLog, tmp_path: Path, part: float
+) -> None:
+    store = opener()
+    append(log, 0, 10)
+    store.flush()
+    store.close()
+    path = tmp_path / "tables/readings" / checksums.NAME
+    whole = path.read_bytes()
+    last = whole.splitlines(keepends=True)[-1]
+    cut = 1 + round(part * (len(last) - 2))
+    path.write_bytes(whole[:-cut])
+    again = check(opener, tmp_path, [float(i) for i in range(10)])
+    assert cut == len(last) or any("removed the last line of _checksums" in each for each in again.messages())
+    assert path.read_bytes() == whole
 
 
 def test_data_files_without_a_transaction_log_are_not_thrown_away(
@@ -180,6 +231,7 @@ def test_a_torn_checkpoint_is_removed_with_a_message(
             copy = tmp_path / "copies" / f"{name}-{cut}"
             shutil.copytree(tmp_path / "tables", copy / "tables")
             (copy / transactions / name).write_bytes(whole[:cut])
+            forget(copy, name)
             again = check(opener, copy, [float(i) for i in range(60)])
             assert any("torn" in message for message in again.messages())
             again.close()

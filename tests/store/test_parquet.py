@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater.errors import StoreError
 from headwater.store import parquet
 
 SCHEMA = pa.schema(
@@ -77,7 +78,7 @@ def test_round_trip(
         f"SELECT * FROM read_parquet('{path}', hive_partitioning = false)"
     ).to_arrow_table()
     assert ordered(by_duckdb.cast(SCHEMA)) == ordered(given_rows)
-    assert parquet.verify(path)
+    parquet.verify(path, "x")
     assert (written.rows, written.size) == (len(rows), path.stat().st_size)
     _check_statistics(json.loads(written.stats), given_rows)
 
@@ -120,4 +121,5 @@ def test_a_flipped_bit_shows(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        assert not parquet.verify(path)
+        with pytest.raises(StoreError, match=f"{path.name} is damaged"):
+            parquet.verify(path, "x")
