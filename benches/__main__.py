@@ -30,6 +30,7 @@ from benches.rows import (
     latency,
     linearity,
     one_per_write,
+    pressure,
     restart,
     whole_pipeline,
 )
@@ -46,6 +47,7 @@ ROWS = {
     "6": restart.run,
     "7": linearity.run,
     "8": connections.run,
+    "9": pressure.run,
 }
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -36,13 +37,17 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Server:
     """One data directory and the process on it; as a context manager it is stopped and its data removed.
 
-    config: text of the TOML file
+    config:      text of the TOML file
+    environment: variables beside those of this process
     """
 
-    def __init__(self, scratch: Path, config: str = LOG_ALONE) -> None:
+    def __init__(
+        self, scratch: Path, config: str = LOG_ALONE, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.data = scratch / "data"
         self.config = scratch / "headwater.toml"
         self.config.write_text(config, encoding="utf-8")
+        self.environment = {**os.environ, **(environment or {})}
         self.errors = scratch / "headwater.stderr"
         self.http = httpx.Client(timeout=600)
         self.process: subprocess.Popen[bytes] | None = None
@@ -63,7 +68,9 @@ class Server:
             self.data,
         ]
         with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen([*command, *ports], stdout=subprocess.DEVNULL, stderr=errors)
+            self.process = subprocess.Popen(
+                [*command, *ports], stdout=subprocess.DEVNULL, stderr=errors, env=self.environment
+            )
         while not (addresses := self._announced()):
             if self.process.poll() is not None or time.monotonic() - begin > _START_S:
                 tail = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:]
