@@ -62,9 +62,23 @@ class MqttSettings(ListenerSection):
         10, ge=1, description="A connection without CONNECT is closed after this."
     )
     receive_maximum: int = Field(
-        1000, ge=1, le=65535, description="Unacknowledged QoS 1 messages per MQTT 5 client."
+        1000, ge=1, le=65535, description="Unacknowledged messages of QoS 1 and 2 per MQTT 5 client."
     )
-    maximum_qos: Literal[0, 1] = Field(1, description="Highest QoS accepted.")
+    maximum_qos: Literal[0, 1, 2] = Field(2, description="Highest QoS accepted.")
+    topic_alias_maximum: int = Field(
+        32, ge=0, le=1024, description="Topic aliases that an MQTT 5 client may set; 0: none."
+    )
+    max_session_expiry_s: int = Field(
+        604_800,
+        ge=0,
+        le=0xFFFF_FFFF,
+        description="Longest time that a session outlives its connection, seconds; 4294967295: no bound; 0: none does.",
+    )
+    max_sessions: int = Field(
+        1_000_000,
+        ge=0,
+        description="Sessions kept for clients that are away; beyond it a new one ends with its connection.",
+    )
     retain_available: bool = Field(True, description="Whether retained messages are accepted.")
     max_retained_messages: int = Field(1_000_000, gt=0, description="Retained messages kept; more get 0x97.")
     max_retained_bytes: int = Field(256 << 20, gt=0, description="Bytes of retained messages kept.")
@@ -79,9 +93,11 @@ class MqttSettings(ListenerSection):
     max_queued_messages: int = Field(
         1000,
         gt=0,
-        description="Messages waiting for one slow subscriber; further ones are dropped and counted.",
+        description="Messages waiting for one slow or absent subscriber; further ones are dropped and counted.",
     )
-    max_queued_bytes: int = Field(4 << 20, gt=0, description="Bytes waiting for one slow subscriber.")
+    max_queued_bytes: int = Field(
+        4 << 20, gt=0, description="Bytes waiting for one slow or absent subscriber."
+    )
     max_subscriptions: int = Field(1000, gt=0, description="Subscriptions of one client; more get 0x97.")
     max_topic_levels: int = Field(32, gt=0, le=128, description="Levels of a topic; deeper ones are invalid.")
     max_inflight_bytes: int = Field(

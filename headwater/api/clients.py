@@ -29,8 +29,8 @@ _FINE: Final = (
     " stream's topic is stored."
 )
 _UNKNOWN: Final = (
-    "No client of this id is connected and nothing is known of one since the start: look for its CONNECT (address,"
-    " port, network) or for another client id."
+    "No client of this id is connected or has a session, and nothing is known of one since the start: look for its"
+    " CONNECT (address, port, network) or for another client id."
 )
 
 

@@ -24,7 +24,7 @@ GATEWAY_COUNTERS = {
     "delivered": "Messages delivered to subscribers",
     "dropped_deliveries": "Messages not delivered because a subscriber was too slow",
     "connections_total": "Connections accepted since the start",
-    "sessions_not_kept": "Clients that asked for a session to be kept, which is not offered yet",
+    "sessions_not_kept": "Clients whose session is not kept, because max_sessions are",
     "bytes_in": "Bytes received",
     "bytes_out": "Bytes sent",
 }
@@ -48,6 +48,9 @@ class Metrics:
             base = "accepted" if name == "connections_total" else name
             yield CounterMetricFamily(f"headwater_gateway_{base}", text, counters[name])
         yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
+        yield GaugeMetricFamily(
+            "headwater_gateway_sessions", "Sessions that wait for their clients", counters["sessions"]
+        )
         for name, text in (
             ("refused", "CONNECT packets refused"),
             ("ended", "Connections that the gateway ended"),

@@ -57,7 +57,7 @@ class Gateway:
         return self._native.unmatched()
 
     def connected(self, client_id: str) -> bool:
-        """Whether a client of this id is connected."""
+        """Whether a client of this id is connected, or has a session that waits for it."""
         return self._native.connected(client_id)
 
     def events(self) -> list[dict[str, Any]]:

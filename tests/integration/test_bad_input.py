@@ -88,8 +88,8 @@ CONNECTS: dict[str, Callable[[int], bytes]] = {
         0x10, text("MQTT") + bytes([level, 2, 0, 0]) + (b"\0" if level == 5 else b"") + text(b"\xed\xa0\x80")
     ),
     "password-alone": lambda level: connect(level, flags=0x42, after=text("secret")),
-    "will": lambda level: connect(
-        level, flags=6, after=(b"\0" if level == 5 else b"") + text("will") + text("gone")
+    "will-topic": lambda level: connect(
+        level, flags=6, after=(b"\0" if level == 5 else b"") + text("$SYS/will") + text("gone")
     ),
     "will-bits": lambda level: connect(level, flags=0x0A),
     "authentication": lambda level: connect(level, properties=METHOD + text("SCRAM")),
@@ -107,10 +107,10 @@ PACKETS: dict[str, Callable[[int], bytes]] = {
     "packet-id": lambda level: publish(level, T, b"{}", qos=1, packet_id=0),
     "qos-3": lambda level: publish(level, T, b"{}", qos=3),
     "dup": lambda level: publish(level, T, b"{}", dup=True),
-    "qos-2": lambda level: publish(level, T, b"{}", qos=2),
     "property-twice": lambda level: publish(level, T, properties=2 * (RESPONSE + text("r"))),
     "property-foreign": lambda level: publish(level, T, properties=EXPIRY + bytes(4)),
-    "topic-alias": lambda level: publish(level, T, qos=1, properties=ALIAS + b"\0\x01"),
+    "topic-alias": lambda level: publish(level, T, qos=1, properties=ALIAS + b"\0\0"),
+    "topic-alias-unset": lambda level: publish(level, "", qos=1, properties=ALIAS + b"\0\x01"),
     "response-topic": lambda level: publish(level, T, qos=1, properties=RESPONSE + text("a/+")),
     "topic-empty": lambda level: publish(level, "", b"{}", qos=1),
     "topic-levels": lambda level: publish(level, levels(11), b"{}", qos=1),
@@ -121,9 +121,10 @@ PACKETS: dict[str, Callable[[int], bytes]] = {
     "subscribe-options": lambda level: subscribe(level, ("a", 0xC0)),
     "unsubscribe-empty": lambda level: packet(0xA2, b"\0\x01" + (b"\0" if level == 5 else b"")),
     "filter-levels": lambda level: subscribe(level, (levels(11), 0)),
-    "shared": lambda level: subscribe(level, ("$share/group/a", 0)),
+    "shared-name": lambda level: subscribe(level, ("$share/a+b/c", 0)),
     "shared-no-local": lambda level: subscribe(level, ("$share/group/a", 4)),
-    "subscription-id": lambda level: subscribe(level, ("a", 0), properties=SUBSCRIPTION + b"\x07"),
+    "subscription-id": lambda level: subscribe(level, ("a", 0), properties=SUBSCRIPTION + b"\0"),
+    "subscription-id-sent": lambda level: publish(level, T, qos=1, properties=SUBSCRIPTION + b"\x07"),
 }
 
 

@@ -53,6 +53,17 @@ pub fn is_shared(filter: &str) -> bool {
     filter == "$share" || filter.starts_with("$share/")
 }
 
+/// Share name and filter of a shared subscription's valid filter.
+///
+/// ```
+/// # use headwater_core::mqtt::topic::shared;
+/// assert_eq!(shared("$share/pumps/dt/+/x"), Some(("pumps", "dt/+/x")));
+/// assert_eq!(shared("dt/+/x"), None);
+/// ```
+pub fn shared(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix("$share/")?.split_once('/')
+}
+
 /// Number of levels: `a//b` has three.
 pub fn levels(topic: &str) -> usize {
     memchr::memchr_iter(b'/', topic.as_bytes()).count() + 1

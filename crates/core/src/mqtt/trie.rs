@@ -163,6 +163,14 @@ impl<T: Ord> Trie<T> {
         Some(removed)
     }
 
+    /// Puts what `change` makes of the value equal to `value` in its place; it must be equal to it too.
+    pub fn change_at(&mut self, NodeId(node): NodeId, value: &T, change: impl FnOnce(T) -> T) {
+        let Some(node) = self.nodes.get_mut(node as usize) else { return };
+        if let Some(found) = node.values.remove(value) {
+            node.values.insert(change(found));
+        }
+    }
+
     /// Calls `visit` with every value of every filter that matches the topic name, in no particular order.
     /// Gives the number of filters that matched: with at most one, no value is visited twice.
     #[inline]

@@ -6,6 +6,7 @@ use super::connection::State;
 use super::ending::Ending;
 use super::events::EventKind;
 use super::lane::{End, Lane, reason_properties};
+use super::outbound::put_ack;
 use super::turn::{Acks, Fate};
 use super::worker::{MAX_FLIGHTS, Worker};
 use crate::log::LogError;
@@ -40,34 +41,49 @@ impl Worker {
             let end = (run.end as usize).min(acks.messages.len());
             let range = begin.min(end)..end;
             begin = end;
-            let mut conn = self
+            let session = self
                 .conns
                 .get_mut(run.slot as usize)
-                .filter(|conn| conn.generation == run.generation && conn.state == State::Up);
-            let mut acknowledged = 0u64;
+                .filter(|conn| conn.generation == run.generation && conn.state != State::Lingering);
+            // Another network connection is owed no acknowledgements: the client has sent its messages again.
+            let here = session.as_ref().is_some_and(|conn| conn.link == run.link && conn.state == State::Up);
+            let mut conn = session;
+            let (mut acknowledged, mut received) = (0u64, 0u32);
             let mut closing = None;
             for at in range {
                 let message = acks.messages[at];
                 let stored = matches!(message.fate, Fate::Decoded | Fate::RawOnly | Fate::DeadLettered);
                 let failed = failure.as_ref().filter(|_| stored);
                 self.lane.count(message.fate, failed.is_some(), message.packet_id);
-                let Some(conn) = conn.as_mut().filter(|_| message.packet_id != 0 && closing.is_none()) else {
+                let Some(conn) = conn.as_mut().filter(|_| message.packet_id != 0) else { continue };
+                let mut code = failed.map_or(message.code, |(code, _)| *code);
+                let told =
+                    conn.version == Version::V5 || (message.fate == Fate::DeadLettered && failed.is_none());
+                if message.exactly_once {
+                    code = conn.settle_incoming(message.packet_id, message.fate, code);
+                }
+                if !here || closing.is_some() {
                     continue;
-                };
-                let code = failed.map_or(message.code, |(code, _)| *code);
+                }
                 acknowledged += 1;
-                if code == ReasonCode::Success {
+                if message.fate != Fate::Repeated {
+                    received += 1;
+                    conn.unreleased += u32::from(message.exactly_once && code == ReasonCode::Success);
+                }
+                let ty = if message.exactly_once { PacketType::Pubrec } else { PacketType::Puback };
+                if code == ReasonCode::Success && !message.exactly_once {
                     conn.out(&mut self.lane.pool).bytes.extend_from_slice(&ack::puback(message.packet_id));
                 } else if conn.version == Version::V5 {
                     let why = failed.map(|(_, why)| why.as_str()).or_else(|| acks.note(at)).unwrap_or("");
-                    let raw = reason_properties(conn, false, 6, why);
+                    let raw =
+                        if code.is_error() { reason_properties(conn, false, 6, why) } else { Vec::new() };
                     let properties = Properties::from_checked(&raw);
-                    let (ty, packet_id, reason) = (PacketType::Puback, message.packet_id, code);
-                    let ack = Ack { ty, packet_id, reason, properties };
+                    let ack = Ack { ty, packet_id: message.packet_id, reason: code, properties };
                     ack.encode(Version::V5, &mut conn.out(&mut self.lane.pool).bytes);
-                } else if message.fate == Fate::DeadLettered && failed.is_none() {
-                    // MQTT 3.1.1 has no word for it, and the payload is safe as a dead letter.
-                    conn.out(&mut self.lane.pool).bytes.extend_from_slice(&ack::puback(message.packet_id));
+                } else if code == ReasonCode::Success || told {
+                    // MQTT 3.1.1 has no word for a dead letter, and the payload is safe as one.
+                    let out = &mut conn.out(&mut self.lane.pool).bytes;
+                    put_ack(ty, message.packet_id, ReasonCode::Success, Version::V311, out);
                 } else {
                     acknowledged -= 1;
                     closing = Some(End::new(
@@ -84,7 +100,7 @@ impl Worker {
             let latency_us = now.duration_since(run.read_at).as_micros() as u64;
             self.lane.latencies.push((latency_us, acknowledged));
             if let Some(conn) = conn {
-                conn.unacknowledged = conn.unacknowledged.saturating_sub(acknowledged as u32);
+                conn.unacknowledged = conn.unacknowledged.saturating_sub(received);
                 self.lane.touch(conn, run.slot);
             }
             if let Some(end) = closing {
@@ -106,6 +122,7 @@ impl Lane {
             Fate::LiveOnly => &mut counters.live_only,
             Fate::DeadLettered => &mut counters.dead_lettered,
             Fate::Refused => &mut counters.refused,
+            Fate::Repeated => return,
         };
         *counter += 1;
     }

@@ -1,19 +1,21 @@
 //! One connection: small while idle, since buffers and queues exist only while they hold something.
 
-use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::net::Shutdown;
 
 use mio::net::TcpStream;
 
 use super::clock::ticks;
 use super::counters::Counters;
-use super::message::{Message, Outgoing};
+use super::message::Outgoing;
+use super::on_connect::Hello;
 use super::options::GatewayOptions;
+use super::outbound::{Delivery, MAX_INFLIGHT, Manner, Outbound, Pool, Wording};
+use super::session::Session;
+use super::turn::Fate;
 use crate::mqtt::packet::PINGRESP;
-use crate::mqtt::{NodeId, QoS, Version};
+use crate::mqtt::{NodeId, QoS, ReasonCode, Version};
 
-/// QoS 1 messages on their way to one client, whatever receive maximum it allows. Ours.
-const MAX_INFLIGHT: usize = 1024;
 /// Emptied boxes kept for the next connection that writes.
 const POOL: usize = 64;
 /// Buffers above this size are not kept.
@@ -25,9 +27,9 @@ const LINGER_TICKS: u32 = 20;
 pub(super) enum State {
     /// CONNECT has not come.
     Opened,
-    /// The CONNACK is written but waits until an older connection of the client id is closed.
-    TakingOver,
     Up,
+    /// The session of a client that is away: no socket, subscriptions go on, messages wait.
+    Parked,
     /// Ended by us: what still comes is discarded until the peer closes or time is up, because closing with
     /// unread bytes would reset the connection and could destroy the reason on its way.
     Lingering,
@@ -35,21 +37,25 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub socket: TcpStream,
+    /// None: parked.
+    pub socket: Option<TcpStream>,
+    /// Of the session: what is delivered to an earlier one is not for this one.
     pub generation: u32,
+    /// Of the network connection: acknowledgements and timeouts of an earlier one are not for this one.
+    pub link: u32,
     pub state: State,
     pub version: Version,
     /// In the list of connections that may have something to read.
     pub ready: bool,
     /// May have something to read, but must not be read until something else has happened.
-    pub parked: bool,
+    pub held_back: bool,
     /// In the list of connections that have something to write.
     pub dirty: bool,
     /// The peer has shut down its side.
     pub ended: bool,
     /// The client wants reason strings on every packet.
     pub problem_information: bool,
-    /// CONNECT asked for a session expiry above 0.
+    /// CONNECT asked for a session expiry above 0, so DISCONNECT may change it.
     pub wanted_session: bool,
     /// PINGREQ packets of this pass; they are answered at its end, behind the messages that came before them.
     pub pings: u16,
@@ -59,8 +65,10 @@ pub(super) struct Connection {
     pub granted: u16,
     /// Client's maximum packet size.
     pub max_packet_bytes: u32,
-    /// QoS 1 PUBLISH packets read and not yet acknowledged.
+    /// PUBLISH packets of QoS 1 and 2 read and not yet answered.
     pub unacknowledged: u32,
+    /// Of this network connection: QoS 2 messages that were answered and not released.
+    pub unreleased: u32,
     /// Ticks of silence that end the connection; 0: none.
     pub silence: u32,
     /// Tick of the last byte from the client, or of the state's begin where that sets the timeout.
@@ -70,41 +78,30 @@ pub(super) struct Connection {
     pub client_id: Box<str>,
     /// Bytes of a packet that has not ended.
     pub partial: Vec<u8>,
-    pub subscriptions: Vec<NodeId>,
+    pub subscriptions: Vec<Subscribed>,
+    pub session: Option<Box<Session>>,
+    /// Until the CONNACK is written, where another connection or session has the client id.
+    pub hello: Option<Box<Hello>>,
     pub out: Option<Box<Outbound>>,
 }
 
-/// What waits to be written, and what was written and waits for its PUBACK.
-#[derive(Debug, Default)]
-pub(super) struct Outbound {
-    pub bytes: Vec<u8>,
-    /// Written so far.
-    at: usize,
-    inflight: VecDeque<u16>,
-    last_id: u16,
-    queue: VecDeque<Message>,
-    queued_bytes: usize,
-}
-
-pub(super) type Pool = Vec<Box<Outbound>>;
-
-/// What a delivery needs to know beside the connection.
-pub(super) struct Delivery<'a> {
-    pub pool: &'a mut Pool,
-    pub counters: &'a mut Counters,
-    pub options: &'a GatewayOptions,
-    pub tick: u32,
+/// A subscription's place in the trie, and its shared subscription (0: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subscribed {
+    pub node: NodeId,
+    pub group: u64,
 }
 
 impl Connection {
     pub fn new(socket: TcpStream, generation: u32, tick: u32) -> Connection {
         Connection {
-            socket,
+            socket: Some(socket),
             generation,
+            link: generation,
             state: State::Opened,
             version: Version::V311,
             ready: false,
-            parked: false,
+            held_back: false,
             dirty: false,
             ended: false,
             problem_information: true,
@@ -114,12 +111,15 @@ impl Connection {
             granted: u16::MAX,
             max_packet_bytes: u32::MAX,
             unacknowledged: 0,
+            unreleased: 0,
             silence: 0,
             heard: tick,
             timer: 0,
             client_id: Box::default(),
             partial: Vec::new(),
             subscriptions: Vec::new(),
+            session: None,
+            hello: None,
             out: None,
         }
     }
@@ -127,7 +127,15 @@ impl Connection {
     /// The tick at which this connection has been silent for too long.
     pub fn deadline(&self, options: &GatewayOptions) -> Option<u32> {
         let after = match self.state {
-            State::Opened | State::TakingOver => ticks(options.first_packet_timeout_s.into()),
+            State::Parked => {
+                let session = self.session.as_ref()?;
+                let will = session.will.as_ref().map(|will| ticks(will.delay_s));
+                match (session.expiry_ticks(), will) {
+                    (Some(expiry), Some(will)) => expiry.min(will),
+                    (one, other) => one.or(other)?,
+                }
+            }
+            State::Opened => ticks(options.first_packet_timeout_s.into()),
             State::Up if self.silence == 0 => return None,
             State::Up => self.silence,
             State::Lingering => LINGER_TICKS,
@@ -143,7 +151,7 @@ impl Connection {
 
     /// Bytes that the socket has not taken.
     pub fn pending(&self) -> usize {
-        self.out.as_ref().map_or(0, |out| out.bytes.len() - out.at)
+        self.out.as_ref().map_or(0, |out| out.pending())
     }
 
     /// Puts the answers to this pass's PINGREQ packets behind what waits.
@@ -156,11 +164,18 @@ impl Connection {
         }
     }
 
+    /// Says that nothing more is written.
+    pub fn shutdown_write(&self) {
+        if let Some(socket) = &self.socket {
+            let _ = socket.shutdown(Shutdown::Write);
+        }
+    }
+
     /// Writes what waits. True: all of it; false: the socket is full and will tell when it is not.
     pub fn flush(&mut self, pool: &mut Pool, counters: &mut Counters) -> io::Result<bool> {
-        let Some(out) = &mut self.out else { return Ok(true) };
+        let (Some(out), Some(socket)) = (&mut self.out, &mut self.socket) else { return Ok(true) };
         while out.at < out.bytes.len() {
-            match self.socket.write(&out.bytes[out.at..]) {
+            match socket.write(&out.bytes[out.at..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     out.at += written;
@@ -180,8 +195,7 @@ impl Connection {
         }
         out.bytes.clear();
         out.at = 0;
-        if out.inflight.is_empty()
-            && out.queue.is_empty()
+        if out.is_idle()
             && let Some(out) = self.out.take()
             && pool.len() < POOL
             && out.bytes.capacity() <= KEEP_BYTES
@@ -191,10 +205,13 @@ impl Connection {
         Ok(true)
     }
 
-    /// Writes a message to the client's buffer, queues it behind its receive maximum, or drops and counts it.
-    pub fn deliver(&mut self, outgoing: Outgoing<'_>, qos: QoS, retain: bool, with: &mut Delivery<'_>) {
-        let version = self.version;
-        let len = outgoing.publish(qos, retain, 1).encoded_len(version);
+    /// Writes a message to the client's buffer, queues it behind its window, or drops and counts it.
+    pub fn deliver(&mut self, outgoing: Outgoing<'_>, manner: Manner, with: &mut Delivery<'_>) {
+        if self.state == State::Parked && manner.qos == QoS::AtMostOnce {
+            // Section 4.1: what a session keeps while its client is away is QoS 1 and 2.
+            return;
+        }
+        let len = outgoing.publish(manner.qos, manner.retain, 1).encoded_len(self.version);
         // Section 3.1.2.11.4: as if it had been sent.
         if len > self.max_packet_bytes as usize {
             with.counters.dropped_deliveries += 1;
@@ -205,82 +222,55 @@ impl Connection {
             let _ = self.flush(with.pool, with.counters);
         }
         let fits = self.pending() + len <= with.options.outbound_max_bytes;
-        let window = self.window();
-        let out = self.out(with.pool);
-        if qos == QoS::AtMostOnce {
-            if !fits {
-                with.counters.dropped_deliveries += 1;
-                return;
-            }
-            outgoing.publish(qos, retain, 0).encode(version, &mut out.bytes);
-        } else if fits && out.queue.is_empty() && out.inflight.len() < window {
-            let packet_id = out.next_id();
-            outgoing.publish(qos, retain, packet_id).encode(version, &mut out.bytes);
-        } else if out.queue.len() < with.options.max_queued_messages
-            && out.queued_bytes + outgoing.len() <= with.options.outbound_max_bytes
-        {
-            let message = Message::new(outgoing, qos, retain, with.tick);
-            out.queued_bytes += message.len();
-            out.queue.push_back(message);
-            return;
-        } else {
-            with.counters.dropped_deliveries += 1;
-            return;
-        }
-        with.counters.delivered += 1;
-        with.counters.packets_out += 1;
-    }
-
-    fn window(&self) -> usize {
-        usize::from(self.receive_maximum).min(MAX_INFLIGHT)
-    }
-
-    /// The client has acknowledged a message. An unknown id is of no consequence.
-    pub fn acknowledged(&mut self, packet_id: u16) {
-        if let Some(out) = &mut self.out {
-            // Acknowledgements come in order, as a rule.
-            if out.inflight.front() == Some(&packet_id) {
-                out.inflight.pop_front();
-            } else if let Some(at) = out.inflight.iter().position(|id| *id == packet_id) {
-                out.inflight.remove(at);
-            }
-        }
+        self.out(with.pool);
+        let Some((out, mut wording)) = self.words() else { return };
+        out.add(outgoing, manner, fits, &mut wording, with);
     }
 
     /// Sends queued messages as far as window and buffer allow. True: something was written.
     pub fn send_queued(&mut self, with: &mut Delivery<'_>) -> bool {
-        let (version, window) = (self.version, self.window());
-        let Some(out) = &mut self.out else { return false };
-        let before = out.bytes.len();
-        while out.inflight.len() < window && out.bytes.len() - out.at < with.options.outbound_max_bytes {
-            let Some(message) = out.queue.pop_front() else { break };
-            out.queued_bytes -= message.len();
-            let Outbound { bytes, inflight, last_id, .. } = &mut **out;
-            message.send_at(with.tick, |outgoing| {
-                let packet_id = next_id(inflight, last_id);
-                outgoing.publish(message.qos, message.retain, packet_id).encode(version, bytes);
-                with.counters.delivered += 1;
-                with.counters.packets_out += 1;
-            });
-        }
-        out.bytes.len() > before
+        self.words().is_some_and(|(out, mut wording)| out.send_queued(&mut wording, with))
     }
-}
 
-impl Outbound {
-    fn next_id(&mut self) -> u16 {
-        next_id(&mut self.inflight, &mut self.last_id)
-    }
-}
-
-/// The next packet id that is neither 0 nor in flight; the window is far smaller than the range of ids.
-fn next_id(inflight: &mut VecDeque<u16>, last: &mut u16) -> u16 {
-    loop {
-        *last = last.wrapping_add(1);
-        if *last != 0 && !inflight.contains(last) {
-            inflight.push_back(*last);
-            return *last;
+    /// On a new network connection: what the last one left unacknowledged, then what has waited.
+    pub fn resume(&mut self, with: &mut Delivery<'_>) {
+        if let Some((out, mut wording)) = self.words() {
+            out.resend(&mut wording, with);
+            out.send_queued(&mut wording, with);
         }
+    }
+
+    /// What waits for the client, if anything does, and how to write it.
+    fn words(&mut self) -> Option<(&mut Outbound, Wording<'_>)> {
+        let out = self.out.as_mut()?;
+        let session = self.session.as_mut();
+        // Nobody acknowledges while nobody is there.
+        let window =
+            if self.state == State::Parked { 0 } else { usize::from(self.receive_maximum).min(MAX_INFLIGHT) };
+        let keep = session.as_ref().is_some_and(|session| session.expiry_s > 0);
+        let aliases = session.map(|session| &mut session.given);
+        Some((out, Wording { version: self.version, aliases, window, keep }))
+    }
+
+    /// A QoS 2 message is through the log, or not: gives the code of its PUBREC.
+    pub fn settle_incoming(&mut self, packet_id: u16, fate: Fate, code: ReasonCode) -> ReasonCode {
+        let version = self.version;
+        let Some(session) = &mut self.session else { return code };
+        if fate == Fate::Repeated {
+            // Its first copy may have failed meanwhile.
+            let known = session.incoming.contains(&packet_id);
+            return if known { ReasonCode::Success } else { ReasonCode::UnspecifiedError };
+        }
+        // After an error the client may use the id again; MQTT 3.1.1 knows no error, but a dead letter is stored.
+        if code.is_error() && !(version == Version::V311 && fate == Fate::DeadLettered) {
+            session.incoming.remove(&packet_id);
+        }
+        code
+    }
+
+    /// The part that few clients need.
+    pub fn session(&mut self) -> &mut Session {
+        self.session.get_or_insert_default()
     }
 }
 
@@ -289,16 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packet_ids_wrap_and_skip_those_in_use() {
-        let mut inflight = VecDeque::from([65_535, 1]);
-        let mut last = 65_533;
-        assert_eq!(next_id(&mut inflight, &mut last), 65_534);
-        assert_eq!(next_id(&mut inflight, &mut last), 2);
-        assert_eq!(inflight, [65_535, 1, 65_534, 2]);
-    }
-
-    #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Connection>() <= 160, "{}", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 176, "{}", size_of::<Connection>());
     }
 }

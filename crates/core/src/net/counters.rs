@@ -71,7 +71,9 @@ counters! {
     over_max_connections,
     /// Ended by the client without DISCONNECT.
     lost_connections,
-    /// Clients that asked for a session beyond the connection, which is not kept.
+    /// Sessions that wait for their clients, now.
+    sessions,
+    /// Clients that asked for a session beyond the connection and did not get it, because `max_sessions` wait already.
     sessions_not_kept,
     packets_in,
     packets_out,

@@ -1,6 +1,6 @@
 //! Messages for devices, read from the log's downlink stream and delivered to live subscribers.
 //!
-//! The reader starts at the stream's end: sessions are clean, so nobody waits for what was written before.
+//! The reader starts at the stream's end: no session outlives the process, so nobody waits for what was written before.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,21 +1,19 @@
 //! How connections end: timeouts, last words, and what they leave free.
 
-use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 
-use super::connection::State;
+use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{End, reason_properties};
 use super::on_subscribe::unsubscribe_all;
-use super::registry::ConnId;
 use super::wheel::Entry;
 use super::worker::Worker;
 use crate::mqtt::{Disconnect, PacketType, Properties, ReasonCode, Version};
 
 /// How a connection ends.
 pub(super) enum Ending {
-    /// The client said DISCONNECT.
-    Goodbye,
+    /// The client said DISCONNECT; false: and wants its will to be published.
+    Goodbye(bool),
     /// The socket ended or failed.
     Lost,
     /// We end it for this reason.
@@ -29,75 +27,65 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         match conn.deadline(&self.lane.shared.options) {
             Some(deadline) => {
-                conn.timer = self.wheel.insert(deadline, Entry { slot, generation: conn.generation });
+                conn.timer = self.wheel.insert(deadline, Entry { slot, link: conn.link });
             }
             None => conn.timer = u32::MAX,
         }
     }
 
-    /// Ends connections whose time is up.
+    /// Ends connections and sessions whose time is up.
     pub(super) fn expire(&mut self) {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(self.lane.tick, &mut due);
-        for Entry { slot, generation } in due.drain(..) {
-            let Some(conn) = self.conns.get(slot as usize).filter(|conn| conn.generation == generation)
-            else {
+        for Entry { slot, link } in due.drain(..) {
+            let Some(conn) = self.conns.get_mut(slot as usize).filter(|conn| conn.link == link) else {
                 continue;
             };
             // Another entry counts.
             if conn.timer > self.lane.tick {
                 continue;
             }
-            match conn.deadline(&self.lane.shared.options) {
+            let over =
+                conn.deadline(&self.lane.shared.options).is_some_and(|deadline| deadline <= self.lane.tick);
+            if !over {
+                self.set_timer(slot);
+                continue;
+            }
+            match conn.state {
+                State::Parked => self.expire_session(slot),
+                State::Lingering => self.remove(slot),
                 // We do not know that it is silent.
-                Some(deadline)
-                    if deadline <= self.lane.tick && conn.ready && conn.state != State::Lingering =>
-                {
-                    if let Some(conn) = self.conns.get_mut(slot as usize) {
-                        conn.heard = self.lane.tick;
-                    }
+                State::Up | State::Opened if conn.ready => {
+                    conn.heard = self.lane.tick;
                     self.set_timer(slot);
                 }
-                Some(deadline) if deadline <= self.lane.tick => match conn.state {
-                    State::Lingering => self.remove(slot),
-                    State::Up => {
-                        let why = "nothing was heard for one and a half times the keep alive";
-                        self.end(slot, Ending::Ours(End::new(ReasonCode::KeepAliveTimeout, why)));
-                    }
-                    State::Opened | State::TakingOver => {
-                        let why = "no CONNECT came in time";
-                        self.end(slot, Ending::Ours(End::new(ReasonCode::MaximumConnectTime, why)));
-                    }
-                },
-                _ => self.set_timer(slot),
+                State::Up => {
+                    let why = "nothing was heard for one and a half times the keep alive";
+                    self.end(slot, Ending::Ours(End::new(ReasonCode::KeepAliveTimeout, why)));
+                }
+                State::Opened => {
+                    let why = "no CONNECT came in time";
+                    self.end(slot, Ending::Ours(End::new(ReasonCode::MaximumConnectTime, why)));
+                }
             }
         }
         self.due = due;
     }
 
-    /// Ends a connection: its client id and subscriptions are free at once, its socket as soon as what we have to
-    /// say has been read.
+    /// Ends a connection. Its session waits for its client or ends too; the socket goes as soon as what we have to say
+    /// has been read.
     pub(super) fn end(&mut self, slot: u32, ending: Ending) {
-        let thread = self.lane.thread;
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         let was = conn.state;
-        if was == State::Lingering {
-            return self.remove(slot);
+        match was {
+            State::Lingering => return self.remove(slot),
+            State::Parked => return,
+            State::Up | State::Opened => {}
         }
-        let id = ConnId { thread, slot, generation: conn.generation };
         let lane = &mut self.lane;
-        unsubscribe_all(lane, conn, slot);
-        if matches!(was, State::Up | State::TakingOver) {
-            lane.shared.registry.release(&conn.client_id, id);
-            lane.counters.connections -= 1;
-        }
-        match ending {
-            Ending::Goodbye | Ending::Lost => {
-                lane.counters.lost_connections += u64::from(matches!(ending, Ending::Lost));
-                self.last_words(slot);
-                self.remove(slot);
-            }
-            Ending::Refused => self.linger(slot),
+        match &ending {
+            Ending::Lost => lane.counters.lost_connections += 1,
+            Ending::Goodbye(_) | Ending::Refused => {}
             Ending::Ours(end) => {
                 lane.counters.ended_connections.count(end.reason);
                 let kind = match end.reason {
@@ -115,29 +103,52 @@ impl Worker {
                     let disconnect = Disconnect { reason, properties: Properties::from_checked(&raw) };
                     disconnect.encode(Version::V5, &mut conn.out(&mut lane.pool).bytes);
                     lane.counters.packets_out += 1;
-                } else if was == State::TakingOver {
-                    conn.out = None;
                 }
-                self.linger(slot);
             }
         }
-    }
-
-    /// Writes what waits, once.
-    fn last_words(&mut self, slot: u32) {
-        if let Some(conn) = self.conns.get_mut(slot as usize) {
-            let _ = conn.flush(&mut self.lane.pool, &mut self.lane.counters);
+        let linger = matches!(ending, Ending::Ours(_) | Ending::Refused);
+        if was == State::Opened {
+            return if linger { self.linger(slot) } else { self.remove(slot) };
         }
+        lane.counters.connections -= 1;
+        // Section 3.1.2.5: a will goes with every end but a normal DISCONNECT; a server that stops keeps it back.
+        let stopping = matches!(&ending, Ending::Ours(end) if end.reason == ReasonCode::ServerShuttingDown);
+        if let (Ending::Goodbye(true), Some(session)) = (&ending, &mut conn.session) {
+            session.will = None;
+        }
+        let _ = conn.flush(&mut lane.pool, &mut lane.counters);
+        let lasts = !stopping && conn.session.as_ref().is_some_and(|session| session.expiry_s > 0);
+        if lasts {
+            let leaving = self.park(slot);
+            if let Some(mut leaving) = leaving {
+                if linger {
+                    let slot = self.seat(leaving);
+                    self.linger(slot);
+                } else {
+                    self.unseat(&mut leaving);
+                }
+            }
+            return;
+        }
+        if !stopping {
+            self.end_session(slot);
+        } else if let Some(conn) = self.conns.get_mut(slot as usize) {
+            unsubscribe_all(&mut self.lane, conn, slot);
+            self.lane.shared.registry.release(&conn.client_id, self.lane.id(slot, conn.generation));
+        }
+        if linger { self.linger(slot) } else { self.remove(slot) }
     }
 
     fn linger(&mut self, slot: u32) {
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         conn.state = State::Lingering;
         conn.partial = Vec::new();
+        conn.session = None;
+        conn.hello = None;
         conn.heard = self.lane.tick;
         match conn.flush(&mut self.lane.pool, &mut self.lane.counters) {
             Ok(true) if !conn.ended => {
-                let _ = conn.socket.shutdown(Shutdown::Write);
+                conn.shutdown_write();
                 // Bytes that came already must not wait for an event that will not come.
                 if !conn.ready {
                     conn.ready = true;
@@ -151,11 +162,19 @@ impl Worker {
     }
 
     pub(super) fn remove(&mut self, slot: u32) {
-        let Some(mut conn) = self.conns.try_remove(slot as usize) else { return };
-        let _ = self.poll.registry().deregister(&mut conn.socket);
-        self.lane.counters.sockets -= 1;
-        if let Some(inbox) = self.inbox() {
-            inbox.sockets.fetch_sub(1, Ordering::Relaxed);
+        if let Some(mut conn) = self.conns.try_remove(slot as usize) {
+            self.unseat(&mut conn);
+        }
+    }
+
+    /// Closes the socket of a connection that has left its slot, if it has one.
+    pub(super) fn unseat(&mut self, conn: &mut Connection) {
+        if let Some(mut socket) = conn.socket.take() {
+            let _ = self.poll.registry().deregister(&mut socket);
+            self.lane.counters.sockets -= 1;
+            if let Some(inbox) = self.inbox() {
+                inbox.sockets.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 }

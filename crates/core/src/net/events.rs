@@ -20,7 +20,7 @@ pub enum EventKind {
     ConnectionEnded,
     /// A message was not accepted.
     PublishRefused,
-    /// A session beyond the connection was asked for; told once per start.
+    /// A session beyond the connection was asked for, and `max_sessions` wait already.
     SessionNotKept,
     /// The log did not take a turn.
     LogFailed,

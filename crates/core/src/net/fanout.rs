@@ -1,43 +1,73 @@
 //! From one message to the connections that subscribed to it, on whichever thread they live.
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use std::collections::HashMap;
 
-use super::message::Outgoing;
+use parking_lot::{RwLock, RwLockReadGuard};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::message::{Message, Outgoing};
+use super::outbound::Manner;
 use super::registry::ConnId;
+use crate::mqtt::properties::{Property, PropertyId, Value};
 use crate::mqtt::{QoS, SubscriptionOptions, Trie};
 
-/// One connection's subscription to one filter. Equality is that of the connection.
+/// One connection's subscription to one filter. Equality is that of connection and shared subscription.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subscriber {
     pub conn: ConnId,
     /// As in the SUBSCRIBE packet, with the granted QoS.
     options: u8,
+    /// Subscription identifier; 0: none.
+    identifier: u32,
+    /// The shared subscription that it is a member of; 0: none. See [`group`].
+    group: u64,
 }
 
 const NO_LOCAL: u8 = 0x04;
 const RETAIN_AS_PUBLISHED: u8 = 0x08;
+/// The client is away: other members of its shared subscription come first.
+const AWAY: u8 = 0x80;
+
+/// What tells shared subscriptions apart: a hash of share name and filter under a seed, never 0.
+pub(super) fn group(shared_filter: &str, seed: u64) -> u64 {
+    xxh3_64_with_seed(shared_filter.as_bytes(), seed).max(1)
+}
 
 impl Subscriber {
-    pub fn new(conn: ConnId, options: SubscriptionOptions) -> Subscriber {
-        Subscriber { conn, options: options.to_byte() & 0x0f }
+    pub fn new(conn: ConnId, options: SubscriptionOptions, identifier: u32, group: u64) -> Subscriber {
+        Subscriber { conn, options: options.to_byte() & 0x0f, identifier, group }
     }
 
-    fn qos(self) -> u8 {
-        self.options & 3
+    /// What finds the subscription of this connection, whatever its options are.
+    pub fn of(conn: ConnId, group: u64) -> Subscriber {
+        Subscriber { conn, options: 0, identifier: 0, group }
+    }
+
+    pub fn away(self, away: bool) -> Subscriber {
+        let options = if away { self.options | AWAY } else { self.options & !AWAY };
+        Subscriber { options, ..self }
+    }
+
+    fn qos(self) -> QoS {
+        QoS::from_bits(self.options & 3).unwrap_or(QoS::AtMostOnce)
     }
 
     /// Overlapping filters of one client: one copy, at the highest QoS (section 3.3.4).
     fn merge(&mut self, other: Subscriber) {
-        let qos = self.qos().max(other.qos());
+        let qos = self.qos().max(other.qos()) as u8;
         let no_local = self.options & other.options & NO_LOCAL;
         let retain = (self.options | other.options) & RETAIN_AS_PUBLISHED;
         self.options = qos | no_local | retain;
+    }
+
+    fn key(&self) -> (u64, ConnId) {
+        (self.group, self.conn)
     }
 }
 
 impl PartialEq for Subscriber {
     fn eq(&self, other: &Subscriber) -> bool {
-        self.conn == other.conn
+        self.key() == other.key()
     }
 }
 impl Eq for Subscriber {}
@@ -48,7 +78,7 @@ impl PartialOrd for Subscriber {
 }
 impl Ord for Subscriber {
     fn cmp(&self, other: &Subscriber) -> std::cmp::Ordering {
-        self.conn.cmp(&other.conn)
+        self.key().cmp(&other.key())
     }
 }
 
@@ -81,6 +111,8 @@ pub(super) struct Deliveries {
     bytes: Vec<u8>,
     messages: Vec<Range>,
     targets: Vec<Target>,
+    /// Subscription identifiers of the targets that have some.
+    identifiers: Vec<u32>,
     /// The message of the fan-out under way that was added last.
     serial: u64,
 }
@@ -98,8 +130,9 @@ pub(super) struct Target {
     message: u32,
     pub slot: u32,
     pub generation: u32,
-    pub qos: QoS,
-    pub retain: bool,
+    pub manner: Manner,
+    /// Its stretch of the identifiers.
+    identifiers: (u32, u32),
 }
 
 impl Deliveries {
@@ -111,6 +144,7 @@ impl Deliveries {
         self.bytes.clear();
         self.messages.clear();
         self.targets.clear();
+        self.identifiers.clear();
     }
 
     /// Memory that waits in an inbox.
@@ -118,7 +152,13 @@ impl Deliveries {
         self.bytes.len() + self.targets.len() * size_of::<Target>()
     }
 
-    fn add(&mut self, serial: u64, outgoing: Outgoing<'_>, target: Target) {
+    /// The subscription identifiers that the target is told.
+    pub fn identifiers(&self, target: &Target) -> &[u32] {
+        let (start, end) = target.identifiers;
+        self.identifiers.get(start as usize..end as usize).unwrap_or_default()
+    }
+
+    fn add(&mut self, serial: u64, outgoing: Outgoing<'_>, mut target: Target, identifiers: &[u32]) {
         if self.serial != serial || self.messages.is_empty() {
             self.serial = serial;
             let start = self.bytes.len();
@@ -128,7 +168,11 @@ impl Deliveries {
             let (topic, properties) = (outgoing.topic.len(), outgoing.properties.len());
             self.messages.push(Range { start, topic, properties, payload: outgoing.payload.len() });
         }
-        self.targets.push(Target { message: self.messages.len() as u32 - 1, ..target });
+        target.message = self.messages.len() as u32 - 1;
+        let start = self.identifiers.len() as u32;
+        self.identifiers.extend_from_slice(identifiers);
+        target.identifiers = (start, self.identifiers.len() as u32);
+        self.targets.push(target);
     }
 
     pub fn each(&self) -> impl Iterator<Item = (Target, Outgoing<'_>)> {
@@ -150,15 +194,23 @@ pub(super) struct Fanout {
     /// By thread.
     pub deliveries: Vec<Deliveries>,
     hits: Vec<Subscriber>,
+    identifiers: Vec<u32>,
     serial: u64,
+    /// By shared subscription: whose turn it is.
+    turns: HashMap<u64, u32>,
 }
+
+/// Shared subscriptions whose turns are remembered; beyond it all begin anew.
+const MAX_TURNS: usize = 65_536;
 
 impl Fanout {
     pub fn new(threads: usize) -> Fanout {
         Fanout {
             deliveries: (0..threads).map(|_| Deliveries::default()).collect(),
             hits: Vec::new(),
+            identifiers: Vec::new(),
             serial: 0,
+            turns: HashMap::new(),
         }
     }
 
@@ -171,38 +223,99 @@ impl Fanout {
         retain: bool,
         from: Option<ConnId>,
     ) {
-        let hits = &mut self.hits;
+        let mut hits = std::mem::take(&mut self.hits);
         hits.clear();
         let filters = subscriptions.get().matches(outgoing.topic, |subscriber| hits.push(*subscriber));
         if filters > 1 {
+            // By shared subscription, none first, then by connection.
             hits.sort_unstable();
-            hits.dedup_by(|later, kept| {
-                let same = later == kept;
-                if same {
-                    kept.merge(*later);
-                }
-                same
-            });
         }
         self.serial += 1;
-        for hit in hits.iter() {
-            if hit.options & NO_LOCAL != 0 && from == Some(hit.conn) {
+        let mut at = 0;
+        while let Some(&hit) = hits.get(at) {
+            let rest = &hits[at..];
+            if hit.group != 0 {
+                let members = rest.iter().take_while(|other| other.group == hit.group).count();
+                let chosen = self.choose(&rest[..members]);
+                self.put(chosen, &[chosen.identifier], outgoing, qos, retain);
+                at += members;
                 continue;
             }
-            let Some(deliveries) = self.deliveries.get_mut(usize::from(hit.conn.thread)) else { continue };
-            let granted = QoS::from_bits(hit.qos()).unwrap_or(QoS::AtMostOnce);
-            deliveries.add(
-                self.serial,
-                outgoing,
-                Target {
-                    message: 0,
-                    slot: hit.conn.slot,
-                    generation: hit.conn.generation,
-                    qos: granted.min(qos),
-                    // A live message carries the retain flag only to those who asked for it (section 3.3.1.3).
-                    retain: retain && hit.options & RETAIN_AS_PUBLISHED != 0,
-                },
-            );
+            let copies = rest.iter().take_while(|other| **other == hit).count();
+            let mut merged = hit;
+            let mut identifiers = std::mem::take(&mut self.identifiers);
+            identifiers.clear();
+            for copy in &rest[..copies] {
+                merged.merge(*copy);
+                identifiers.push(copy.identifier);
+            }
+            if merged.options & NO_LOCAL == 0 || from != Some(hit.conn) {
+                self.put(merged, &identifiers, outgoing, qos, retain);
+            }
+            self.identifiers = identifiers;
+            at += copies;
         }
+        self.hits = hits;
+    }
+
+    /// Adds a message that a member of a shared subscription has left unacknowledged for another one of its members.
+    pub fn add_again(&mut self, subscriptions: &mut Reading<'_>, message: &Message, tick: u32, but: ConnId) {
+        let mut members = Vec::new();
+        subscriptions.get().matches(message.outgoing().topic, |subscriber| {
+            if subscriber.group == message.group && subscriber.conn != but {
+                members.push(*subscriber);
+            }
+        });
+        if members.is_empty() {
+            return;
+        }
+        self.serial += 1;
+        let chosen = self.choose(&members);
+        message.send_at(tick, |outgoing| self.put(chosen, &[], outgoing, message.qos, message.retain));
+    }
+
+    /// The member whose turn it is, of those that are there if some are.
+    fn choose(&mut self, members: &[Subscriber]) -> Subscriber {
+        let present = members.iter().filter(|member| member.options & AWAY == 0).count();
+        if self.turns.len() >= MAX_TURNS {
+            self.turns.clear();
+        }
+        let turn = self.turns.entry(members[0].group).or_default();
+        *turn = turn.wrapping_add(1);
+        if present == 0 {
+            return members[*turn as usize % members.len()];
+        }
+        let wanted = *turn as usize % present;
+        let mut there = members.iter().filter(|member| member.options & AWAY == 0);
+        *there.nth(wanted).unwrap_or(&members[0])
+    }
+
+    fn put(&mut self, hit: Subscriber, identifiers: &[u32], outgoing: Outgoing<'_>, qos: QoS, retain: bool) {
+        let Some(deliveries) = self.deliveries.get_mut(usize::from(hit.conn.thread)) else { return };
+        let identifiers =
+            if identifiers.iter().all(|identifier| *identifier == 0) { &[] } else { identifiers };
+        let target = Target {
+            message: 0,
+            slot: hit.conn.slot,
+            generation: hit.conn.generation,
+            manner: Manner {
+                qos: hit.qos().min(qos),
+                // A live message carries the retain flag only to those who asked for it (section 3.3.1.3).
+                retain: retain && hit.options & RETAIN_AS_PUBLISHED != 0,
+                group: hit.group,
+            },
+            identifiers: (0, 0),
+        };
+        deliveries.add(self.serial, outgoing, target, identifiers);
+    }
+}
+
+/// A message's properties with the identifiers of the subscriptions that it comes by (section 3.3.2.3.8).
+pub(super) fn with_identifiers(properties: &[u8], identifiers: &[u32], out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(properties);
+    for &identifier in identifiers.iter().filter(|identifier| **identifier != 0) {
+        let value = Value::Variable(identifier);
+        Property { id: PropertyId::SubscriptionIdentifier, value }.put(out);
     }
 }

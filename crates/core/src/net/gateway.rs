@@ -96,7 +96,8 @@ impl Gateway {
             shown: (0..=inboxes.len()).map(|_| Mutex::new(Shown::new())).collect(),
             inboxes,
             stopping: AtomicBool::new(false),
-            session_told: AtomicBool::new(false),
+            parked: AtomicUsize::new(0),
+            group_seed: seed.rotate_left(29),
             options,
         });
         let downlink = Downlink::new(Arc::clone(&shared))?;
@@ -139,6 +140,7 @@ impl Gateway {
             sum += &shown.lock().counters;
         }
         let (retained, retained_bytes) = self.shared.retained.size();
+        sum.sessions = self.shared.parked.load(Ordering::Relaxed) as u64;
         sum.retained = retained as u64;
         sum.retained_bytes = retained_bytes as u64;
         sum.events_lost = self.shared.events.lost();
@@ -166,7 +168,7 @@ impl Gateway {
         self.shared.unmatched.list()
     }
 
-    /// Whether a client of this id is connected.
+    /// Whether a client of this id is connected, or has a session that waits for it.
     pub fn connected(&self, client_id: &str) -> bool {
         self.shared.registry.knows(client_id)
     }

@@ -7,8 +7,8 @@ use mio::Waker;
 use mio::net::TcpStream;
 use parking_lot::{Condvar, Mutex};
 
+use super::connection::Connection;
 use super::fanout::Deliveries;
-use super::registry::ConnId;
 use crate::log::LogError;
 
 #[derive(Debug)]
@@ -21,15 +21,8 @@ pub(super) enum Mail {
         result: Result<(), LogError>,
     },
     Deliver(Box<Deliveries>),
-    /// Close this connection, whose client id was claimed, then tell the claimer.
-    TakeOver {
-        old: ConnId,
-        new: ConnId,
-    },
-    /// The old connection is closed: this one may be welcomed.
-    TakenOver {
-        new: ConnId,
-    },
+    /// A connection whose client id belongs to a connection or session of this thread.
+    Join(Box<Connection>),
     /// Stop reading, acknowledge what becomes durable by then, close everything, end.
     Stop {
         deadline: Instant,

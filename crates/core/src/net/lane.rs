@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Instant;
 
 use super::binding::{Bindings, Held};
-use super::connection::{Connection, Delivery, Pool};
+use super::connection::Connection;
 use super::counters::{Counters, Shown};
 use super::events::{EventKind, Events};
 use super::fanout::{Fanout, Subscriptions};
 use super::inbox::{Inbox, Mail};
 use super::options::GatewayOptions;
+use super::outbound::{Delivery, Pool};
 use super::pressure::{Level, Pressure};
 use super::registry::{ConnId, Registry};
 use super::retained::Retained;
@@ -47,8 +48,10 @@ pub(super) struct Shared {
     pub shown: Vec<parking_lot::Mutex<Shown>>,
     /// The acceptor and the downlink end when it is set.
     pub stopping: AtomicBool,
-    /// Whether a session that is not kept has been told of.
-    pub session_told: AtomicBool,
+    /// Sessions whose clients are away.
+    pub parked: AtomicUsize,
+    /// Of the hashes that tell shared subscriptions apart.
+    pub group_seed: u64,
 }
 
 impl Shared {
@@ -85,10 +88,10 @@ impl From<PacketError> for End {
 #[derive(Clone, Debug)]
 pub(super) enum Flow {
     On,
-    /// The client has said goodbye.
-    Bye,
-    /// The CONNACK waits until this connection is closed.
-    TakeOver(ConnId),
+    /// The client has said goodbye; false: its will is to be published all the same.
+    Bye(bool),
+    /// The client id belongs to this connection or session, whose thread goes on with the CONNECT.
+    Join(ConnId),
     /// A CONNACK with an error is written; the connection ends without DISCONNECT.
     Refused,
 }
@@ -115,6 +118,8 @@ pub(super) struct Lane {
     pub fanout: Fanout,
     pub plain: Plain,
     pub decoded: Decoded,
+    /// Encoded properties of the message at hand, where they are not those that came.
+    pub properties: Vec<u8>,
     pub streams: Vec<u16>,
     /// Name of an edge node.
     pub edge_node: String,
@@ -146,6 +151,7 @@ impl Lane {
             fanout: Fanout::new(shared.inboxes.len()),
             plain: Plain::default(),
             decoded: Decoded::new(),
+            properties: Vec::new(),
             streams: Vec::new(),
             edge_node: String::new(),
             held: vec![None; shared.bindings.streams.len()],
@@ -218,7 +224,7 @@ impl Lane {
         };
         let acks = self.staging.submitted(self.spare.pop().unwrap_or_default());
         self.flying_bytes += acks.bytes;
-        self.flying_messages += acks.messages.len() as u64;
+        self.flying_messages += acks.counted();
         self.flights.push_back(Flight { turn, acks, result });
         true
     }
@@ -244,7 +250,7 @@ impl Lane {
         self.flights.front()?.result.as_ref()?;
         let flight = self.flights.pop_front()?;
         self.flying_bytes -= flight.acks.bytes;
-        self.flying_messages -= flight.acks.messages.len() as u64;
+        self.flying_messages -= flight.acks.counted();
         Some((flight.acks, flight.result?))
     }
 
@@ -283,7 +289,7 @@ impl Lane {
 
     /// Shows the counters of this pass to those who ask.
     pub fn show(&mut self) {
-        self.counters.in_flight = self.flying_messages + self.staging.acks.messages.len() as u64;
+        self.counters.in_flight = self.flying_messages + self.staging.acks.counted();
         let Some(shown) = self.shared.shown.get(usize::from(self.thread)) else { return };
         let mut shown = shown.lock();
         shown.counters.clone_from(&self.counters);

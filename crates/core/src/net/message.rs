@@ -3,8 +3,8 @@
 use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
 use crate::mqtt::{Publish, QoS};
 
-/// What subscribers get of a PUBLISH. Properties are forwarded as they came: topic alias and subscription
-/// identifier, the only two that must not be, are refused on arrival.
+/// What subscribers get of a PUBLISH. Properties are forwarded as they came: of the only two that must not be, a topic
+/// alias is taken out and a subscription identifier is refused on arrival.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outgoing<'a> {
     pub topic: &'a str,
@@ -37,6 +37,8 @@ pub(super) struct Message {
     properties: usize,
     pub qos: QoS,
     pub retain: bool,
+    /// Of the shared subscription that it came by; 0: none.
+    pub group: u64,
     /// Tick of arrival and message expiry interval in seconds.
     expiry: Option<(u32, u32)>,
 }
@@ -49,7 +51,15 @@ impl Message {
             _ => properties.number(PropertyId::MessageExpiryInterval).map(|seconds| (tick, seconds)),
         };
         let body = [from.properties, from.payload].concat().into_boxed_slice();
-        Message { topic: from.topic.into(), body, properties: from.properties.len(), qos, retain, expiry }
+        Message {
+            topic: from.topic.into(),
+            body,
+            properties: from.properties.len(),
+            qos,
+            retain,
+            group: 0,
+            expiry,
+        }
     }
 
     pub fn outgoing(&self) -> Outgoing<'_> {
@@ -60,6 +70,16 @@ impl Message {
     /// Bytes held.
     pub fn len(&self) -> usize {
         self.topic.len() + self.body.len()
+    }
+
+    /// The same for a message that has been sent before: it is sent however long ago that was (section 4.4).
+    pub fn resend_at(&self, tick: u32, send: impl FnOnce(Outgoing<'_>)) {
+        let Some((arrived, interval_s)) = self.expiry else {
+            return send(self.outgoing());
+        };
+        let waited_s = tick.saturating_sub(arrived) / super::clock::ticks(1);
+        let properties = with_expiry(self.outgoing().properties, interval_s.saturating_sub(waited_s));
+        send(Outgoing { properties: &properties, ..self.outgoing() });
     }
 
     /// Gives the message to `send`, its expiry interval less the time it has waited (section 3.3.2.3.3); not at

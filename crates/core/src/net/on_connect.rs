@@ -7,11 +7,23 @@ use super::clock::ticks;
 use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{Flow, Lane, reason_properties};
+use super::on_publish::refusal;
+use super::session::{FOREVER, GivenAliases, Testament};
 use crate::mqtt::properties::{Property, PropertyId, Value, encode};
-use crate::mqtt::{Connack, Connect, Properties, ReasonCode, Version, connect};
+use crate::mqtt::{Connack, Connect, Properties, ReasonCode, Version, Will, connect};
 
 /// Longest client id. Ours: section 3.1.3.1 asks for 23 at least.
 const MAX_CLIENT_ID_BYTES: usize = 1024;
+
+/// What the CONNACK needs to know of the CONNECT, which another thread may write.
+#[derive(Debug)]
+pub(super) struct Hello {
+    pub clean_start: bool,
+    assigned: bool,
+    server_keep_alive_s: Option<u16>,
+    /// Where it is not what the client asked for.
+    session_expiry_s: Option<u32>,
+}
 
 pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body: &[u8]) -> Flow {
     let connect = match Connect::parse(body) {
@@ -28,36 +40,46 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     conn.granted = lane.pressure.receive_maximum(lane.shared.options.receive_maximum);
     conn.max_packet_bytes = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
     conn.problem_information = number(PropertyId::RequestProblemInformation) != Some(0);
-    conn.wanted_session = number(PropertyId::SessionExpiryInterval).is_some_and(|seconds| seconds > 0);
     conn.client_id = connect.client_id.into();
 
     if connect.properties.get(PropertyId::AuthenticationMethod).is_some() {
         let why = "enhanced authentication is not supported";
         return refuse(lane, conn, slot, ReasonCode::BadAuthenticationMethod, why);
     }
-    if connect.will.is_some() {
-        let why = "wills are not supported yet; connect without one";
-        return refuse(lane, conn, slot, ReasonCode::ImplementationSpecificError, why);
-    }
     if connect.client_id.len() > MAX_CLIENT_ID_BYTES {
         let why = "the client identifier has more than 1024 bytes";
         return refuse(lane, conn, slot, ReasonCode::ClientIdentifierNotValid, why);
     }
-    if connect.client_id.is_empty() {
+    let assigned = connect.client_id.is_empty();
+    if assigned {
         if !v5 && !connect.clean_start {
             let why = "an empty client identifier needs a clean session";
             return refuse(lane, conn, slot, ReasonCode::ClientIdentifierNotValid, why);
         }
         conn.client_id = new_client_id().into();
     }
-    // Refusing a session would lock out clients that ask for one by default, so it ends with the connection.
-    if conn.wanted_session || (!v5 && !connect.clean_start) {
-        lane.counters.sessions_not_kept += 1;
-        if !lane.shared.session_told.swap(true, Ordering::Relaxed) {
-            let why = "a session beyond the connection was asked for; sessions end with their connections \
-                       (told once, counted in sessions_not_kept)";
-            lane.shared.events.add(EventKind::SessionNotKept, &conn.client_id, ReasonCode::Success, why);
+    if let Some(will) = &connect.will {
+        if let Some((reason, why)) = will_refusal(lane, will) {
+            return refuse(lane, conn, slot, reason, why);
         }
+        conn.session().will = Some(Box::new(Testament::new(will, lane.tick)));
+    }
+    if let Some(most) = number(PropertyId::TopicAliasMaximum).filter(|most| *most > 0) {
+        conn.session().given = GivenAliases::new(most as u16);
+    }
+    // MQTT 3.1.1: a session that is not clean lasts, which here ends at the longest expiry that is set.
+    let asked = if v5 { number(PropertyId::SessionExpiryInterval).unwrap_or(0) } else { FOREVER };
+    let asked = if !v5 && connect.clean_start { 0 } else { asked };
+    let mut expiry_s = asked.min(lane.shared.options.max_session_expiry_s);
+    if expiry_s > 0 && lane.shared.parked.load(Ordering::Relaxed) >= lane.shared.options.max_sessions {
+        lane.counters.sessions_not_kept += 1;
+        let why = "max_sessions are kept already; the session ends with the connection";
+        lane.shared.events.add(EventKind::SessionNotKept, &conn.client_id, ReasonCode::QuotaExceeded, why);
+        expiry_s = 0;
+    }
+    conn.wanted_session = asked > 0;
+    if expiry_s > 0 {
+        conn.session().expiry_s = expiry_s;
     }
 
     let mut keep_alive_s = connect.keep_alive_s;
@@ -68,62 +90,89 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     }
     // Section 3.1.2.10: one and a half times the keep alive.
     conn.silence = ticks(u32::from(keep_alive_s)).saturating_mul(3) / 2;
-    conn.heard = lane.tick;
-    // The timeout of the first packet counts no more.
-    conn.timer = 0;
-
-    let assigned = connect.client_id.is_empty();
-    let properties = if v5 {
-        welcome(lane, conn, assigned, server_keep_alive.then_some(keep_alive_s))
-    } else {
-        Vec::new()
+    let hello = Hello {
+        clean_start: connect.clean_start,
+        assigned,
+        server_keep_alive_s: server_keep_alive.then_some(keep_alive_s),
+        session_expiry_s: (expiry_s != asked).then_some(expiry_s),
     };
-    let connack =
-        Connack { session_present: false, code: 0, properties: Properties::from_checked(&properties) };
-    connack.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
-    lane.counters.packets_out += 1;
-    lane.counters.connections += 1;
-    lane.counters.connections_total += 1;
     let id = lane.id(slot, conn.generation);
     match lane.shared.registry.claim(&conn.client_id, id) {
-        Some(old) if old != id => {
-            conn.state = State::TakingOver;
-            Flow::TakeOver(old)
-        }
-        _ => {
-            conn.state = State::Up;
-            lane.touch(conn, slot);
+        Ok(()) => {
+            welcome(lane, conn, slot, &hello, false);
             Flow::On
+        }
+        Err(owner) => {
+            conn.hello = Some(Box::new(hello));
+            Flow::Join(owner)
         }
     }
 }
 
-/// What CONNACK tells an MQTT 5 client: only where we differ from the standard's defaults. Topic aliases
-/// are absent, which is a maximum of 0.
-fn welcome(lane: &Lane, conn: &Connection, assigned: bool, server_keep_alive_s: Option<u16>) -> Vec<u8> {
+/// Writes the CONNACK of success; from here on the connection is up.
+pub(super) fn welcome(
+    lane: &mut Lane,
+    conn: &mut Connection,
+    slot: u32,
+    hello: &Hello,
+    session_present: bool,
+) {
+    conn.state = State::Up;
+    conn.heard = lane.tick;
+    // The timeout of the first packet counts no more.
+    conn.timer = 0;
+    let properties = if conn.version == Version::V5 { told(lane, conn, hello) } else { Vec::new() };
+    let connack = Connack { session_present, code: 0, properties: Properties::from_checked(&properties) };
+    connack.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
+    lane.counters.packets_out += 1;
+    lane.counters.connections += 1;
+    lane.counters.connections_total += 1;
+    lane.touch(conn, slot);
+}
+
+/// What CONNACK tells an MQTT 5 client: only where we differ from the standard's defaults.
+fn told(lane: &Lane, conn: &Connection, hello: &Hello) -> Vec<u8> {
     let options = &lane.shared.options;
     let mut told = Vec::with_capacity(8);
     let mut tell = |id, value| told.push(Property { id, value });
-    if conn.wanted_session {
-        tell(PropertyId::SessionExpiryInterval, Value::FourByte(0));
+    if let Some(expiry_s) = hello.session_expiry_s {
+        tell(PropertyId::SessionExpiryInterval, Value::FourByte(expiry_s));
     }
     if conn.granted != u16::MAX {
         tell(PropertyId::ReceiveMaximum, Value::TwoByte(conn.granted));
     }
-    tell(PropertyId::MaximumQoS, Value::Byte(options.maximum_qos.min(1)));
+    if options.maximum_qos < 2 {
+        tell(PropertyId::MaximumQoS, Value::Byte(options.maximum_qos));
+    }
     if !options.retain_available {
         tell(PropertyId::RetainAvailable, Value::Byte(0));
     }
     tell(PropertyId::MaximumPacketSize, Value::FourByte(options.max_packet_bytes as u32));
-    if assigned {
+    if hello.assigned {
         tell(PropertyId::AssignedClientIdentifier, Value::Text(&conn.client_id));
     }
-    tell(PropertyId::SubscriptionIdentifierAvailable, Value::Byte(0));
-    tell(PropertyId::SharedSubscriptionAvailable, Value::Byte(0));
-    if let Some(keep_alive_s) = server_keep_alive_s {
+    if options.topic_alias_maximum > 0 {
+        tell(PropertyId::TopicAliasMaximum, Value::TwoByte(options.topic_alias_maximum));
+    }
+    if let Some(keep_alive_s) = hello.server_keep_alive_s {
         tell(PropertyId::ServerKeepAlive, Value::TwoByte(keep_alive_s));
     }
     encode(&told)
+}
+
+/// Why a will is not accepted, if so: what would be refused at the end of the connection is refused now.
+fn will_refusal(lane: &Lane, will: &Will<'_>) -> Option<(ReasonCode, &'static str)> {
+    let options = &lane.shared.options;
+    if will.qos as u8 > options.maximum_qos {
+        return Some((ReasonCode::QoSNotSupported, "the will's QoS is above maximum_qos"));
+    }
+    if will.retain && !options.retain_available {
+        return Some((
+            ReasonCode::RetainNotSupported,
+            "a retained will, and retained messages are not available",
+        ));
+    }
+    refusal(options, will.topic, will.payload)
 }
 
 /// Answers with the error, where the version has a word for it, and ends the connection.

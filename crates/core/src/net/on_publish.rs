@@ -1,22 +1,34 @@
-//! PUBLISH: from a topic to streams, raw messages, the retained table and live subscribers.
+//! PUBLISH and wills: from a topic to streams, raw messages, the retained table and live subscribers.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::acknowledge::code_of;
 use super::binding::capture;
+use super::clock::now_us;
 use super::connection::Connection;
 use super::events::EventKind;
 use super::fanout::Reading;
 use super::lane::{End, Lane, Shared};
-use super::message::Outgoing;
+use super::message::{Message, Outgoing};
+use super::options::GatewayOptions;
 use super::pressure::Level;
+use super::registry::ConnId;
 use super::turn::{Fate, Staging};
 use crate::decode::{DecodeError, Decoded, SparkplugContext, SparkplugTopic, StreamPlan, sparkplug_rebirth};
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Publish, QoS, ReasonCode, Version, topic};
 use crate::rows::Cell;
 
-/// Stages one message, passes it to live subscribers, and leaves its acknowledgement to the turn.
+/// Who a message comes from.
+pub(super) struct Sender<'a> {
+    pub client_id: &'a str,
+    pub version: Version,
+    /// For No Local.
+    pub conn: ConnId,
+}
+
+/// A PUBLISH packet: stages its message, passes it to live subscribers, and leaves its acknowledgement to the turn.
 pub(super) fn on_publish(
     lane: &mut Lane,
     shared: &Shared,
@@ -25,30 +37,84 @@ pub(super) fn on_publish(
     publish: &Publish<'_>,
     subscriptions: &mut Reading<'_>,
 ) -> Result<(), End> {
+    if publish.qos == QoS::ExactlyOnce && conn.session().incoming.contains(&publish.packet_id) {
+        // Section 4.3.3: until its PUBREL the same id is the same message. The answer waits for the first copy's.
+        lane.staging.message(publish.packet_id, ReasonCode::Success, Fate::Repeated, true);
+        return Ok(());
+    }
     lane.counters.received += 1;
     if let Err(end) = check(shared, conn, publish) {
         lane.counters.refused += 1;
         return Err(end);
     }
-    if publish.qos == QoS::AtLeastOnce {
+    if publish.qos == QoS::AtMostOnce {
+        if lane.pressure.level == Level::Shedding {
+            lane.counters.shed += 1;
+            return Ok(());
+        }
+    } else {
         conn.unacknowledged += 1;
-    } else if lane.pressure.level == Level::Shedding {
-        lane.counters.shed += 1;
-        return Ok(());
     }
-    if let Some((code, why)) = refusal(shared, publish) {
+    if let Some((code, why)) = refusal(&shared.options, publish.topic, publish.payload) {
         return refuse(lane, conn, publish, code, why);
     }
     if publish.retain && !retain(lane, shared, publish) {
         // Who cannot be told would send the message again and again, so there it counts as a live one.
         let why = "the table of retained messages is full (retained_max_messages, retained_max_bytes)";
-        if conn.version == Version::V5 && publish.qos == QoS::AtLeastOnce {
+        if conn.version == Version::V5 && publish.qos != QoS::AtMostOnce {
             return refuse(lane, conn, publish, ReasonCode::QuotaExceeded, why);
         }
         let detail = format!("topic {:?} is not retained: {why}", publish.topic);
         shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
     }
+    if publish.qos == QoS::ExactlyOnce {
+        conn.session().incoming.insert(publish.packet_id);
+    }
+    let sender =
+        Sender { client_id: &conn.client_id, version: conn.version, conn: lane.id(slot, conn.generation) };
+    accept(lane, shared, &sender, publish, subscriptions);
+    Ok(())
+}
 
+/// A will, whose connection or session has ended. Nobody waits for an answer.
+pub(super) fn publish_will(
+    lane: &mut Lane,
+    shared: &Shared,
+    sender: &Sender<'_>,
+    will: &Message,
+    now: Instant,
+) {
+    lane.counters.received += 1;
+    // It belongs to no connection that reads.
+    lane.staging.close_run();
+    lane.staging.open_run(u32::MAX, 0, 0, now);
+    lane.received_at_us = now_us();
+    let mut subscriptions = Reading::new(&shared.subscriptions);
+    // What has expired is not published, and counts as what nobody wanted.
+    let mut sent = false;
+    will.send_at(lane.tick, |outgoing| {
+        sent = true;
+        let publish = outgoing.publish(will.qos, will.retain, 0);
+        if publish.retain && !retain(lane, shared, &publish) {
+            let detail = format!("the will's topic {:?} is not retained: the table is full", publish.topic);
+            shared.events.add(EventKind::PublishRefused, sender.client_id, ReasonCode::QuotaExceeded, detail);
+        }
+        accept(lane, shared, sender, &publish, &mut subscriptions);
+    });
+    if !sent {
+        lane.staging.message(0, ReasonCode::Success, Fate::LiveOnly, false);
+    }
+    lane.staging.close_run();
+}
+
+/// Decodes and stages an accepted message and passes it on. Packet id 0: nobody is answered.
+fn accept(
+    lane: &mut Lane,
+    shared: &Shared,
+    sender: &Sender<'_>,
+    publish: &Publish<'_>,
+    subscriptions: &mut Reading<'_>,
+) {
     let Lane { staging, plain, decoded, streams, held, received_at_us, edge_node, .. } = lane;
     let received_at_us = *received_at_us;
     // Noted once, whichever streams the message belongs to: the sequence is that of the edge node.
@@ -101,7 +167,7 @@ pub(super) fn on_publish(
                     Cell::Timestamp(received_at_us),
                     Cell::Bytes(binding.name.as_bytes()),
                     Cell::Bytes(publish.topic.as_bytes()),
-                    Cell::Bytes(conn.client_id.as_bytes()),
+                    Cell::Bytes(sender.client_id.as_bytes()),
                     Cell::Bytes(error.reason().as_bytes()),
                     Cell::Bytes(detail.as_bytes()),
                     Cell::Bytes(publish.payload),
@@ -126,7 +192,7 @@ pub(super) fn on_publish(
                 Err(error) => {
                     let detail = error.to_string();
                     letter(&error, &detail, staging);
-                    if fate != Fate::DeadLettered && conn.version == Version::V5 && publish.packet_id != 0 {
+                    if fate != Fate::DeadLettered && sender.version == Version::V5 && publish.packet_id != 0 {
                         staging.note(format!("stream {}: {}: {detail}", binding.name, error.reason()));
                     }
                     (fate, code) = (Fate::DeadLettered, ReasonCode::PayloadFormatInvalid);
@@ -138,7 +204,7 @@ pub(super) fn on_publish(
         staging.raw([
             Cell::Timestamp(received_at_us),
             Cell::Bytes(publish.topic.as_bytes()),
-            Cell::Bytes(conn.client_id.as_bytes()),
+            Cell::Bytes(sender.client_id.as_bytes()),
             Cell::Bigint(publish.qos as i64),
             Cell::Boolean(publish.retain),
             Cell::Bytes(publish.payload),
@@ -158,7 +224,8 @@ pub(super) fn on_publish(
     } else {
         staging.acks.bytes += publish.payload.len() + publish.topic.len();
     }
-    staging.message(publish.packet_id, code, fate);
+    let exactly_once = publish.qos == QoS::ExactlyOnce && publish.packet_id != 0;
+    staging.message(publish.packet_id, code, fate, exactly_once);
 
     if let Some((_, SparkplugTopic { group, edge, .. }, _)) = edge.as_ref().filter(|_| ask) {
         let topic = format!("{}{group}/NCMD/{edge}", SparkplugTopic::NAMESPACE);
@@ -167,10 +234,9 @@ pub(super) fn on_publish(
         lane.fanout.add(subscriptions, request, QoS::AtMostOnce, false, None);
     }
     if shared.subscribed.load(Ordering::Relaxed) > 0 {
-        let from = lane.id(slot, conn.generation);
-        lane.fanout.add(subscriptions, Outgoing::of(publish), publish.qos, publish.retain, Some(from));
+        let from = Some(sender.conn);
+        lane.fanout.add(subscriptions, Outgoing::of(publish), publish.qos, publish.retain, from);
     }
-    Ok(())
 }
 
 /// What ends the connection.
@@ -181,21 +247,16 @@ fn check(shared: &Shared, conn: &Connection, publish: &Publish<'_>) -> Result<()
         return Err(End::new(ReasonCode::QoSNotSupported, "PUBLISH above the maximum QoS told in CONNACK"));
     }
     if conn.version == Version::V5 {
-        if publish.qos != QoS::AtMostOnce && conn.unacknowledged >= u32::from(conn.granted) {
-            let why = "more QoS 1 messages unacknowledged than the receive maximum told in CONNACK";
+        if publish.qos != QoS::AtMostOnce && conn.unacknowledged + conn.unreleased >= u32::from(conn.granted)
+        {
+            let why = "more messages unacknowledged than the receive maximum told in CONNACK";
             return Err(End::new(ReasonCode::ReceiveMaximumExceeded, why));
         }
         if publish.retain && !options.retain_available {
             return Err(End::new(ReasonCode::RetainNotSupported, "retained messages are not available"));
         }
-        if !publish.properties.is_empty() {
-            if publish.properties.get(PropertyId::TopicAlias).is_some() {
-                let why = "a topic alias above the topic alias maximum, which is 0";
-                return Err(End::new(ReasonCode::TopicAliasInvalid, why));
-            }
-            if publish.properties.get(PropertyId::SubscriptionIdentifier).is_some() {
-                return Err(End::protocol("a client's PUBLISH carries a subscription identifier"));
-            }
+        if publish.properties.get(PropertyId::SubscriptionIdentifier).is_some() {
+            return Err(End::protocol("a client's PUBLISH carries a subscription identifier"));
         }
     }
     Ok(())
@@ -203,18 +264,19 @@ fn check(shared: &Shared, conn: &Connection, publish: &Publish<'_>) -> Result<()
 
 /// Why this one message is not accepted, if so.
 #[inline]
-fn refusal(shared: &Shared, publish: &Publish<'_>) -> Option<(ReasonCode, &'static str)> {
-    let options = &shared.options;
-    if publish.payload.len() > options.max_payload_bytes {
+pub(super) fn refusal(
+    options: &GatewayOptions,
+    topic: &str,
+    payload: &[u8],
+) -> Option<(ReasonCode, &'static str)> {
+    if payload.len() > options.max_payload_bytes {
         return Some((ReasonCode::QuotaExceeded, "the payload is larger than max_payload_bytes"));
     }
     // A topic has no more levels than bytes and one.
-    if publish.topic.len() >= options.max_topic_levels
-        && topic::levels(publish.topic) > options.max_topic_levels
-    {
+    if topic.len() >= options.max_topic_levels && topic::levels(topic) > options.max_topic_levels {
         return Some((ReasonCode::TopicNameInvalid, "the topic has more than max_topic_levels levels"));
     }
-    if publish.topic.starts_with("$SYS") && matches!(publish.topic.as_bytes().get(4), None | Some(b'/')) {
+    if topic.starts_with("$SYS") && matches!(topic.as_bytes().get(4), None | Some(b'/')) {
         return Some((ReasonCode::NotAuthorized, "clients do not publish to $SYS"));
     }
     None
@@ -234,7 +296,7 @@ fn retain(lane: &mut Lane, shared: &Shared, publish: &Publish<'_>) -> bool {
     retained
 }
 
-/// MQTT 5 QoS 1 is told by PUBACK. Elsewhere nothing but the connection's end can tell.
+/// MQTT 5 QoS 1 and 2 are told by PUBACK and PUBREC. Elsewhere nothing but the connection's end can tell.
 fn refuse(
     lane: &mut Lane,
     conn: &mut Connection,
@@ -244,9 +306,10 @@ fn refuse(
 ) -> Result<(), End> {
     let detail = format!("topic {:?}: {why}", publish.topic);
     lane.shared.events.add(EventKind::PublishRefused, &conn.client_id, code, detail);
-    if conn.version == Version::V5 && publish.qos == QoS::AtLeastOnce {
+    if conn.version == Version::V5 && publish.qos != QoS::AtMostOnce {
         lane.staging.note(why.to_owned());
-        lane.staging.message(publish.packet_id, code, Fate::Refused);
+        let exactly_once = publish.qos == QoS::ExactlyOnce;
+        lane.staging.message(publish.packet_id, code, Fate::Refused, exactly_once);
         return Ok(());
     }
     lane.counters.refused += 1;

@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use super::connection::Connection;
-use super::fanout::{Reading, Subscriber};
+use super::connection::{Connection, Subscribed};
+use super::fanout::{Reading, Subscriber, group, with_identifiers};
 use super::lane::{Lane, Shared};
+use super::message::Outgoing;
+use super::outbound::Manner;
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{
     Properties, QoS, ReasonCode, Suback, Subscribe, SubscriptionOptions, Unsuback, Unsubscribe, Version,
@@ -22,26 +24,28 @@ pub(super) fn on_subscribe(
     // One lock for the whole packet, and none of ours may be held for reading meanwhile.
     subscriptions.release();
     let subscriber = lane.id(slot, conn.generation);
-    let identified = subscribe.properties.get(PropertyId::SubscriptionIdentifier).is_some();
+    let identifier = subscribe.properties.number(PropertyId::SubscriptionIdentifier).unwrap_or(0);
     let highest = QoS::from_bits(shared.options.maximum_qos).unwrap_or(QoS::AtMostOnce);
     let mut codes = Vec::new();
     // Filters whose retained messages are wanted.
     let mut replays: Vec<(&str, SubscriptionOptions)> = Vec::new();
     let mut trie = shared.subscriptions.write();
     for (filter, mut options) in subscribe.filters() {
-        if let Some(refusal) = refusal(shared, conn, filter, identified) {
+        if let Some(refusal) = refusal(shared, conn, filter) {
             codes.push(refusal);
             continue;
         }
         options.qos = options.qos.min(highest);
-        match trie.insert(filter, Subscriber::new(subscriber, options)) {
+        let (plain, group) = unshared(filter, shared.group_seed);
+        match trie.insert(plain, Subscriber::new(subscriber, options, identifier, group)) {
             Ok((node, replaced)) => {
                 if replaced.is_none() {
-                    conn.subscriptions.push(node);
+                    conn.subscriptions.push(Subscribed { node, group });
                     lane.counters.subscriptions += 1;
                 }
-                let wanted =
-                    options.retain_handling == 0 || (options.retain_handling == 1 && replaced.is_none());
+                // Section 4.8.2: a shared subscription gets no retained messages.
+                let wanted = group == 0
+                    && (options.retain_handling == 0 || (options.retain_handling == 1 && replaced.is_none()));
                 if wanted {
                     replays.push((filter, options));
                 }
@@ -66,7 +70,12 @@ pub(super) fn on_subscribe(
     for (filter, options) in replays {
         for message in shared.retained.matching(filter) {
             message.send_at(lane.tick, |outgoing| {
-                conn.deliver(outgoing, options.qos.min(message.qos), true, &mut lane.delivery());
+                let mut properties = std::mem::take(&mut lane.properties);
+                with_identifiers(outgoing.properties, &[identifier], &mut properties);
+                let outgoing = Outgoing { properties: &properties, ..outgoing };
+                let manner = Manner { qos: options.qos.min(message.qos), retain: true, group: 0 };
+                conn.deliver(outgoing, manner, &mut lane.delivery());
+                lane.properties = properties;
             });
         }
     }
@@ -74,17 +83,21 @@ pub(super) fn on_subscribe(
 }
 
 /// Why this filter is not granted, if so.
-fn refusal(shared: &Shared, conn: &Connection, filter: &str, identified: bool) -> Option<ReasonCode> {
-    if identified {
-        Some(ReasonCode::SubscriptionIdentifiersNotSupported)
-    } else if topic::is_shared(filter) {
-        Some(ReasonCode::SharedSubscriptionsNotSupported)
-    } else if topic::levels(filter) > shared.options.max_topic_levels {
+fn refusal(shared: &Shared, conn: &Connection, filter: &str) -> Option<ReasonCode> {
+    if topic::levels(filter) > shared.options.max_topic_levels {
         Some(ReasonCode::TopicFilterInvalid)
     } else if conn.subscriptions.len() >= shared.options.max_subscriptions_per_client {
         Some(ReasonCode::QuotaExceeded)
     } else {
         None
+    }
+}
+
+/// The filter below `$share/NAME/`, and what tells the shared subscription (0: it is none).
+fn unshared(filter: &str, seed: u64) -> (&str, u64) {
+    match topic::shared(filter) {
+        Some((_, plain)) => (plain, group(filter, seed)),
+        None => (filter, 0),
     }
 }
 
@@ -98,14 +111,15 @@ pub(super) fn on_unsubscribe(
 ) {
     subscriptions.release();
     let id = lane.id(slot, conn.generation);
-    let subscriber = Subscriber::new(id, SubscriptionOptions::new(QoS::AtMostOnce));
     let mut codes = Vec::new();
     let mut trie = shared.subscriptions.write();
     for filter in unsubscribe.filters() {
-        let removed = trie.find(filter).filter(|node| trie.remove_at(*node, &subscriber).is_some());
+        let (plain, group) = unshared(filter, shared.group_seed);
+        let subscriber = Subscriber::of(id, group);
+        let removed = trie.find(plain).filter(|node| trie.remove_at(*node, &subscriber).is_some());
         codes.push(match removed {
             Some(node) => {
-                conn.subscriptions.retain(|held| *held != node);
+                conn.subscriptions.retain(|held| *held != Subscribed { node, group });
                 lane.counters.subscriptions -= 1;
                 ReasonCode::Success as u8
             }
@@ -120,16 +134,27 @@ pub(super) fn on_unsubscribe(
     lane.touch(conn, slot);
 }
 
+/// Says whether the client is there, to those who choose among the members of its shared subscriptions.
+pub(super) fn mark_away(lane: &Lane, conn: &Connection, slot: u32, away: bool) {
+    if conn.subscriptions.iter().all(|held| held.group == 0) {
+        return;
+    }
+    let id = lane.id(slot, conn.generation);
+    let mut trie = lane.shared.subscriptions.write();
+    for Subscribed { node, group } in conn.subscriptions.iter().filter(|held| held.group != 0) {
+        trie.change_at(*node, &Subscriber::of(id, *group), |subscriber| subscriber.away(away));
+    }
+}
+
 /// Takes all subscriptions of a connection that ends.
 pub(super) fn unsubscribe_all(lane: &mut Lane, conn: &mut Connection, slot: u32) {
     if conn.subscriptions.is_empty() {
         return;
     }
     let id = lane.id(slot, conn.generation);
-    let subscriber = Subscriber::new(id, SubscriptionOptions::new(QoS::AtMostOnce));
     let mut trie = lane.shared.subscriptions.write();
-    for node in conn.subscriptions.drain(..) {
-        if trie.remove_at(node, &subscriber).is_some() {
+    for Subscribed { node, group } in conn.subscriptions.drain(..) {
+        if trie.remove_at(node, &Subscriber::of(id, group)).is_some() {
             lane.counters.subscriptions -= 1;
         }
     }

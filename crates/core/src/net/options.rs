@@ -20,12 +20,19 @@ pub struct GatewayOptions {
     pub max_payload_bytes: usize,
     /// Longest keep alive; an MQTT 5 client that asks for more (or for none) is told this one. 0: no limit.
     pub max_keep_alive_s: u16,
-    /// QoS 1 PUBLISH packets that an MQTT 5 client may have unacknowledged; more ends the connection with 0x93. While
+    /// PUBLISH packets of QoS 1 and 2 that an MQTT 5 client may have unacknowledged; more ends the connection with 0x93. While
     /// sockets stay unread, new clients get a quarter of it or less.
     pub receive_maximum: u16,
-    /// 0 or 1. A PUBLISH above it ends the connection with 0x9B.
+    /// 0, 1 or 2. A PUBLISH above it ends the connection with 0x9B.
     pub maximum_qos: u8,
     pub retain_available: bool,
+    /// Topic aliases that an MQTT 5 client may set; a higher one ends the connection with 0x94. 0: none.
+    pub topic_alias_maximum: u16,
+    /// Longest time that a session outlives its connection; `u32::MAX`: no bound. An MQTT 5 client that asks for more
+    /// is told, an MQTT 3.1.1 session that is not clean gets it. 0: none does.
+    pub max_session_expiry_s: u32,
+    /// Sessions kept while their clients are away. Beyond it a session ends with its connection; the CONNACK says so.
+    pub max_sessions: usize,
     /// Above it a filter is refused with 0x97 (0x80 in 3.1.1).
     pub max_subscriptions_per_client: usize,
     /// Levels of topics and filters, at most [`topic::MAX_LEVELS`].
@@ -34,10 +41,10 @@ pub struct GatewayOptions {
     /// beyond either is refused with 0x97; in 3.1.1 it is delivered but not retained.
     pub retained_max_messages: usize,
     pub retained_max_bytes: usize,
-    /// What may wait for one slow reader, once as encoded packets and once as queued QoS 1 messages. Above
+    /// What may wait for one slow or absent reader, once as encoded packets and once as messages of QoS 1 and 2. Above
     /// it deliveries to that client are dropped and counted.
     pub outbound_max_bytes: usize,
-    /// QoS 1 messages that may wait for one subscriber's acknowledgements. Above it deliveries to it are dropped and
+    /// Messages of QoS 1 and 2 that may wait for one subscriber or its return. Above it deliveries to it are dropped and
     /// counted.
     pub max_queued_messages: usize,
     /// A connection that has not sent its CONNECT by then is closed.
@@ -61,8 +68,11 @@ impl Default for GatewayOptions {
             max_payload_bytes: 256 << 10,
             max_keep_alive_s: 0,
             receive_maximum: 1024,
-            maximum_qos: 1,
+            maximum_qos: 2,
             retain_available: true,
+            topic_alias_maximum: 32,
+            max_session_expiry_s: 7 * 86_400,
+            max_sessions: 1_000_000,
             max_subscriptions_per_client: 1000,
             max_topic_levels: 32,
             retained_max_messages: 100_000,
@@ -92,7 +102,7 @@ impl GatewayOptions {
         range("max_packet_bytes", self.max_packet_bytes, 256, 256 << 20)?;
         range("max_payload_bytes", self.max_payload_bytes, 1, 256 << 20)?;
         range("receive_maximum", self.receive_maximum.into(), 1, u16::MAX.into())?;
-        range("maximum_qos", self.maximum_qos.into(), 0, 1)?;
+        range("maximum_qos", self.maximum_qos.into(), 0, 2)?;
         range("max_subscriptions_per_client", self.max_subscriptions_per_client, 1, 1_000_000)?;
         range("max_topic_levels", self.max_topic_levels, 1, topic::MAX_LEVELS)?;
         range("outbound_max_bytes", self.outbound_max_bytes, 1024, 1 << 30)?;

@@ -6,6 +6,8 @@ use super::lane::{End, Flow, Lane, Shared};
 use super::on_connect::on_connect;
 use super::on_publish::on_publish;
 use super::on_subscribe::{on_subscribe, on_unsubscribe};
+use super::outbound::put_ack;
+use super::session::without_alias;
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Ack, Frame, Packet, PacketType, Properties, Publish, ReasonCode, frame};
 
@@ -87,7 +89,11 @@ fn one(
     // The path of nearly every packet does without the enum of all of them.
     if ty == PacketType::Publish {
         let publish = Publish::parse(flags, body, conn.version)?;
-        on_publish(lane, shared, conn, slot, &publish, subscriptions)?;
+        if publish.topic.is_empty() || publish.properties.get(PropertyId::TopicAlias).is_some() {
+            on_aliased(lane, shared, conn, slot, &publish, subscriptions)?;
+        } else {
+            on_publish(lane, shared, conn, slot, &publish, subscriptions)?;
+        }
         return Ok(Flow::On);
     }
     if ty == PacketType::Connect {
@@ -104,15 +110,20 @@ fn one(
             lane.touch(conn, slot);
         }
         Packet::Disconnect(disconnect) => {
-            let raised =
-                disconnect.properties.number(PropertyId::SessionExpiryInterval).is_some_and(|s| s > 0);
-            if raised && !conn.wanted_session {
-                return Err(End::protocol("DISCONNECT raises a session expiry interval that was 0"));
+            if let Some(expiry_s) = disconnect.properties.number(PropertyId::SessionExpiryInterval) {
+                if expiry_s > 0 && !conn.wanted_session {
+                    return Err(End::protocol("DISCONNECT raises a session expiry interval that was 0"));
+                }
+                if let Some(session) = &mut conn.session {
+                    // A session that could not be granted is not granted now.
+                    let most = if session.expiry_s == 0 { 0 } else { shared.options.max_session_expiry_s };
+                    session.expiry_s = expiry_s.min(most);
+                }
             }
             if disconnect.properties.get(PropertyId::ServerReference).is_some() {
                 return Err(End::protocol("a client's DISCONNECT carries a server reference"));
             }
-            return Ok(Flow::Bye);
+            return Ok(Flow::Bye(disconnect.reason != ReasonCode::DisconnectWithWillMessage));
         }
         Packet::Auth(_) => return Err(End::protocol("AUTH without an authentication method in CONNECT")),
         Packet::Connect(_) | Packet::Publish(_) => {}
@@ -123,23 +134,80 @@ fn one(
     Ok(Flow::On)
 }
 
+/// A PUBLISH that sets a topic alias, or uses one in place of its topic (section 3.3.2.3.4).
+fn on_aliased(
+    lane: &mut Lane,
+    shared: &Shared,
+    conn: &mut Connection,
+    slot: u32,
+    publish: &Publish<'_>,
+    subscriptions: &mut Reading<'_>,
+) -> Result<(), End> {
+    let most = shared.options.topic_alias_maximum;
+    let alias = publish.properties.number(PropertyId::TopicAlias).unwrap_or(0);
+    if alias == 0 || alias > u32::from(most) {
+        let why = format!("topic alias {alias}, the topic alias maximum is {most}");
+        return Err(End::new(ReasonCode::TopicAliasInvalid, why));
+    }
+    let at = alias as usize - 1;
+    let aliases = &mut conn.session().aliases;
+    if aliases.len() <= at {
+        aliases.resize(at + 1, None);
+    }
+    if !publish.topic.is_empty() && aliases[at].as_deref() != Some(publish.topic) {
+        aliases[at] = Some(publish.topic.into());
+    }
+    // Taken out while the message is handled, since the table is part of the connection.
+    let Some(topic) = aliases[at].take() else {
+        return Err(End::protocol("a topic alias that was never set stands in place of a topic name"));
+    };
+    let mut properties = std::mem::take(&mut lane.properties);
+    without_alias(publish.properties, &mut properties);
+    let named = Publish { topic: &topic, properties: Properties::from_checked(&properties), ..*publish };
+    let result = on_publish(lane, shared, conn, slot, &named, subscriptions);
+    lane.properties = properties;
+    if let Some(place) = conn.session().aliases.get_mut(at) {
+        *place = Some(topic);
+    }
+    result
+}
+
 fn on_ack(lane: &mut Lane, conn: &mut Connection, slot: u32, ack: &Ack<'_>) {
+    let (id, version) = (ack.packet_id, conn.version);
     let answer = match ack.ty {
         PacketType::Puback => {
-            conn.acknowledged(ack.packet_id);
-            if conn.send_queued(&mut lane.delivery()) {
-                lane.touch(conn, slot);
+            if let Some(out) = &mut conn.out {
+                out.puback(id);
             }
-            return;
+            None
         }
-        // We know no QoS 2 message, of either direction: the id is not found.
-        PacketType::Pubrel => PacketType::Pubcomp,
-        PacketType::Pubrec => PacketType::Pubrel,
-        _ => return,
+        PacketType::Pubrec => {
+            let error = ack.reason.is_error();
+            let reason = match &mut conn.out {
+                Some(out) => out.pubrec(id, error),
+                None => (!error).then_some(ReasonCode::PacketIdentifierNotFound),
+            };
+            reason.map(|reason| (PacketType::Pubrel, reason))
+        }
+        PacketType::Pubcomp => {
+            if let Some(out) = &mut conn.out {
+                out.pubcomp(id);
+            }
+            None
+        }
+        PacketType::Pubrel => {
+            let known = conn.session.as_mut().is_some_and(|session| session.incoming.remove(&id));
+            conn.unreleased = conn.unreleased.saturating_sub(u32::from(known));
+            let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
+            Some((PacketType::Pubcomp, reason))
+        }
+        _ => None,
     };
-    let reason = ReasonCode::PacketIdentifierNotFound;
-    let answer = Ack { ty: answer, packet_id: ack.packet_id, reason, properties: Properties::NONE };
-    answer.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
-    lane.counters.packets_out += 1;
-    lane.touch(conn, slot);
+    if let Some((ty, reason)) = answer {
+        put_ack(ty, id, reason, version, &mut conn.out(&mut lane.pool).bytes);
+        lane.counters.packets_out += 1;
+    }
+    if conn.send_queued(&mut lane.delivery()) || answer.is_some() {
+        lane.touch(conn, slot);
+    }
 }

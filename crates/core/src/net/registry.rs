@@ -1,6 +1,7 @@
 //! Who owns a client id: one connection at a time, over all threads.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, Hasher};
 
 use parking_lot::Mutex;
@@ -34,13 +35,24 @@ impl Registry {
         (key, &self.shards[(key >> 64) as usize % SHARDS])
     }
 
-    /// Makes `owner` the owner and gives the previous one, which must be closed before `owner` is welcomed.
-    pub fn claim(&self, client_id: &str, owner: ConnId) -> Option<ConnId> {
+    /// Makes `owner` the owner if nobody is; else gives who is.
+    pub fn claim(&self, client_id: &str, owner: ConnId) -> Result<(), ConnId> {
         let (key, shard) = self.key(client_id);
-        shard.lock().insert(key, owner)
+        match shard.lock().entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(owner);
+                Ok(())
+            }
+            Entry::Occupied(occupied) => Err(*occupied.get()),
+        }
     }
 
-    /// Whether somebody owns the client id.
+    pub fn owner(&self, client_id: &str) -> Option<ConnId> {
+        let (key, shard) = self.key(client_id);
+        shard.lock().get(&key).copied()
+    }
+
+    /// Whether somebody owns the client id: a connection, or a session whose client is away.
     pub fn knows(&self, client_id: &str) -> bool {
         let (key, shard) = self.key(client_id);
         shard.lock().contains_key(&key)
@@ -90,12 +102,12 @@ mod tests {
     fn only_the_owner_releases() {
         let registry = Registry::new(5);
         let id = |slot| ConnId { thread: 0, slot, generation: 1 };
-        assert_eq!(registry.claim("a", id(1)), None);
-        assert_eq!(registry.claim("a", id(2)), Some(id(1)));
-        registry.release("a", id(1));
-        assert_eq!(registry.claim("a", id(3)), Some(id(2)));
+        assert_eq!(registry.claim("a", id(1)), Ok(()));
+        assert_eq!(registry.claim("a", id(2)), Err(id(1)));
+        registry.release("a", id(2));
+        assert_eq!(registry.owner("a"), Some(id(1)));
         assert!(registry.knows("a") && !registry.knows("b"));
-        registry.release("a", id(3));
-        assert_eq!(registry.claim("a", id(4)), None);
+        registry.release("a", id(1));
+        assert_eq!(registry.claim("a", id(4)), Ok(()));
     }
 }

@@ -1,7 +1,7 @@
 //! A turn: what one pass over the sockets has staged for the log, with the acknowledgements that it owes.
 //!
 //! The log only reads the rows, so their memory is used again as soon as a turn is submitted; what flies with
-//! the log are four bytes a message. Turns are acknowledged in the order of their submission, those without
+//! the log are six bytes a message. Turns are acknowledged in the order of their submission, those without
 //! rows too, and so PUBACKs keep the order of the PUBLISH packets.
 
 use std::time::Instant;
@@ -23,6 +23,8 @@ pub(super) enum Fate {
     LiveOnly = 2,
     DeadLettered = 3,
     Refused = 4,
+    /// A QoS 2 message that came again before its release: it counts once.
+    Repeated = 5,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +33,17 @@ pub(super) struct Staged {
     pub packet_id: u16,
     pub code: ReasonCode,
     pub fate: Fate,
+    /// QoS 2: its answer is PUBREC.
+    pub exactly_once: bool,
 }
 
 /// Messages of one connection, read together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
     pub slot: u32,
+    /// Of the session, and of the network connection.
     pub generation: u32,
+    pub link: u32,
     /// One past its last message.
     pub end: u32,
     pub read_at: Instant,
@@ -50,6 +56,8 @@ pub(super) struct Acks {
     pub runs: Vec<Run>,
     /// Texts for codes that are errors: index of the message, text.
     pub notes: Vec<(u32, String)>,
+    /// Messages that count as none.
+    pub repeated: u64,
     /// Rows of streams, reserved ones not counted.
     pub rows: u64,
     /// Roughly the size of the staged rows.
@@ -61,8 +69,14 @@ impl Acks {
         self.messages.clear();
         self.runs.clear();
         self.notes.clear();
+        self.repeated = 0;
         self.rows = 0;
         self.bytes = 0;
+    }
+
+    /// Messages as the books count them.
+    pub fn counted(&self) -> u64 {
+        self.messages.len() as u64 - self.repeated
     }
 
     pub fn note(&self, message: usize) -> Option<&str> {
@@ -92,7 +106,7 @@ pub(super) struct Staging {
     dead_letters: SchemaRef,
     pub acks: Acks,
     /// The connection whose messages are being staged.
-    run: Option<(u32, u32, Instant)>,
+    run: Option<(u32, u32, u32, Instant)>,
 }
 
 /// Tables whose memory is kept; a turn that touches more of them gives the rest back.
@@ -122,21 +136,22 @@ impl Staging {
     }
 
     /// Messages staged from here on belong to this connection.
-    pub fn open_run(&mut self, slot: u32, generation: u32, read_at: Instant) {
-        self.run = Some((slot, generation, read_at));
+    pub fn open_run(&mut self, slot: u32, generation: u32, link: u32, read_at: Instant) {
+        self.run = Some((slot, generation, link, read_at));
     }
 
     pub fn close_run(&mut self) {
         let end = self.acks.messages.len() as u32;
         let begun = self.acks.runs.last().map_or(0, |run| run.end);
-        if let Some((slot, generation, read_at)) = self.run.filter(|_| end > begun) {
-            self.acks.runs.push(Run { slot, generation, end, read_at });
+        if let Some((slot, generation, link, read_at)) = self.run.filter(|_| end > begun) {
+            self.acks.runs.push(Run { slot, generation, link, end, read_at });
         }
     }
 
     #[inline]
-    pub fn message(&mut self, packet_id: u16, code: ReasonCode, fate: Fate) {
-        self.acks.messages.push(Staged { packet_id, code, fate });
+    pub fn message(&mut self, packet_id: u16, code: ReasonCode, fate: Fate, exactly_once: bool) {
+        self.acks.repeated += u64::from(fate == Fate::Repeated);
+        self.acks.messages.push(Staged { packet_id, code, fate, exactly_once });
     }
 
     /// The text for the message that is added next.

@@ -8,7 +8,8 @@ const SLOTS: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub slot: u32,
-    pub generation: u32,
+    /// Of the network connection.
+    pub link: u32,
 }
 
 #[derive(Debug)]
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     fn entry(slot: u32) -> Entry {
-        Entry { slot, generation: 1 }
+        Entry { slot, link: 1 }
     }
 
     #[test]

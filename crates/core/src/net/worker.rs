@@ -4,7 +4,6 @@
 //! to write is written to once. Nothing here waits for the log: its answers come as mail.
 
 use std::io::{self, Read};
-use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,12 +17,12 @@ use super::clock::{TICK_MS, now_us};
 use super::connection::{Connection, State};
 use super::ending::Ending;
 use super::events::EventKind;
-use super::fanout::{Deliveries, Reading};
+use super::fanout::{Deliveries, Reading, with_identifiers};
 use super::inbox::{Inbox, Mail};
 use super::lane::{End, Flow, Lane, Shared};
+use super::message::Outgoing;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
-use super::registry::ConnId;
 use super::wheel::{Entry, Wheel};
 use crate::mqtt::ReasonCode;
 
@@ -45,7 +44,7 @@ pub(super) struct Worker {
     pub(super) poll: Poll,
     pub(super) conns: Slab<Connection>,
     pub(super) lane: Lane,
-    generation: u32,
+    last_number: u32,
     pub(super) wheel: Wheel,
     pub(super) due: Vec<Entry>,
     /// Connections that may have something to read.
@@ -55,7 +54,7 @@ pub(super) struct Worker {
     /// Reads that found something.
     reads: u64,
     mail: Vec<Mail>,
-    stop: Option<Instant>,
+    pub(super) stop: Option<Instant>,
 }
 
 impl Worker {
@@ -64,7 +63,7 @@ impl Worker {
         Worker {
             poll,
             conns: Slab::new(),
-            generation: 0,
+            last_number: 0,
             wheel: Wheel::new(lane.tick),
             pace: Pace::new(lane.shared.started),
             reads: 0,
@@ -184,21 +183,24 @@ impl Worker {
                     }
                     self.deliver(&deliveries);
                 }
-                Mail::TakeOver { old, new } => {
-                    self.give_way(old);
-                    if let Some(inbox) = self.lane.shared.inboxes.get(usize::from(new.thread)) {
-                        inbox.post(Mail::TakenOver { new });
-                    }
+                Mail::Join(conn) => {
+                    self.lane.counters.sockets += 1;
+                    self.join(*conn);
                 }
-                Mail::TakenOver { new } => self.welcome(new),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
             }
         }
         self.mail = mail;
     }
 
+    /// Of a connection or session, unique on this thread for a long time.
+    pub(super) fn next_number(&mut self) -> u32 {
+        self.last_number = self.last_number.wrapping_add(1);
+        self.last_number
+    }
+
     fn open(&mut self, mut socket: TcpStream) {
-        self.generation = self.generation.wrapping_add(1);
+        let number = self.next_number();
         let entry = self.conns.vacant_entry();
         let slot = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -209,7 +211,7 @@ impl Worker {
             }
             return;
         }
-        entry.insert(Connection::new(socket, self.generation, self.lane.tick));
+        entry.insert(Connection::new(socket, number, self.lane.tick));
         self.lane.counters.sockets += 1;
         self.set_timer(slot as u32);
         if self.stop.is_some() {
@@ -230,7 +232,7 @@ impl Worker {
                 self.ready.push(slot as u32);
             }
         }
-        if event.is_writable() && conn.out.is_some() && conn.state != State::TakingOver {
+        if event.is_writable() && conn.out.is_some() {
             self.lane.touch(conn, slot as u32);
         }
     }
@@ -270,15 +272,17 @@ impl Worker {
         if !conn.ready {
             return false;
         }
-        // What comes before the CONNACK has to wait for `welcome`; and a client that does not take its
-        // acknowledgements is owed no new ones until it does.
-        let full = conn.pending() > self.lane.shared.options.outbound_max_bytes;
-        if conn.state == State::TakingOver || (conn.state == State::Up && full) {
+        // A client that does not take its acknowledgements is owed no new ones until it does.
+        if conn.state == State::Up && conn.pending() > self.lane.shared.options.outbound_max_bytes {
             conn.ready = false;
-            conn.parked = true;
+            conn.held_back = true;
             return false;
         }
-        let taken = match conn.socket.read(buffer) {
+        let Some(socket) = &mut conn.socket else {
+            conn.ready = false;
+            return false;
+        };
+        let taken = match socket.read(buffer) {
             Ok(taken) => taken,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 conn.ready = false;
@@ -315,65 +319,23 @@ impl Worker {
     }
 
     /// Handles all packets in `bytes`, joined to what was left of the last read, and keeps what is left now.
-    fn consume(&mut self, slot: u32, bytes: &[u8]) {
+    pub(super) fn consume(&mut self, slot: u32, bytes: &[u8]) {
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         let shared = Arc::clone(&self.lane.shared);
         let mut subscriptions = Reading::new(&shared.subscriptions);
-        self.lane.staging.open_run(slot, conn.generation, Instant::now());
+        self.lane.staging.open_run(slot, conn.generation, conn.link, Instant::now());
         let outcome = packets(&mut self.lane, &shared, conn, slot, bytes, &mut subscriptions);
         self.lane.staging.close_run();
         drop(subscriptions);
         match outcome {
             Ok(Flow::On) => {}
-            Ok(Flow::Bye) => self.end(slot, Ending::Goodbye),
+            Ok(Flow::Bye(normal)) => self.end(slot, Ending::Goodbye(normal)),
             Ok(Flow::Refused) => self.end(slot, Ending::Refused),
-            Ok(Flow::TakeOver(old)) => self.take_over(slot, old),
+            Ok(Flow::Join(owner)) => return self.join_owner(slot, owner),
             Err(end) => self.end(slot, Ending::Ours(end)),
         }
         if self.conns.get(slot as usize).is_some_and(|conn| conn.state == State::Up && conn.timer == 0) {
             self.set_timer(slot);
-        }
-    }
-
-    /// Closes the older connection of a client id, here or by mail, before the newer one is welcomed.
-    fn take_over(&mut self, slot: u32, old: ConnId) {
-        let Some(conn) = self.conns.get(slot as usize) else { return };
-        let new = self.lane.id(slot, conn.generation);
-        if old.thread == self.lane.thread {
-            self.give_way(old);
-            self.welcome(new);
-        } else if let Some(inbox) = self.lane.shared.inboxes.get(usize::from(old.thread)) {
-            inbox.post(Mail::TakeOver { old, new });
-        }
-    }
-
-    fn give_way(&mut self, old: ConnId) {
-        let current = self.conns.get(old.slot as usize);
-        if current.is_some_and(|conn| conn.generation == old.generation && conn.state != State::Lingering) {
-            let why = "another connection uses the same client identifier";
-            self.end(old.slot, Ending::Ours(End::new(ReasonCode::SessionTakenOver, why)));
-        }
-    }
-
-    fn welcome(&mut self, new: ConnId) {
-        let Some(conn) = self.conns.get_mut(new.slot as usize) else { return };
-        if conn.generation != new.generation || conn.state != State::TakingOver {
-            return;
-        }
-        conn.state = State::Up;
-        conn.heard = self.lane.tick;
-        self.lane.touch(conn, new.slot);
-        // Packets that came along with the CONNECT.
-        let partial = std::mem::take(&mut conn.partial);
-        conn.parked = false;
-        if !conn.ready {
-            conn.ready = true;
-            self.ready.push(new.slot);
-        }
-        self.set_timer(new.slot);
-        if !partial.is_empty() {
-            self.lane.received_at_us = now_us();
-            self.consume(new.slot, &partial);
         }
     }
 
@@ -415,13 +377,24 @@ impl Worker {
     fn deliver(&mut self, deliveries: &Deliveries) {
         for (target, outgoing) in deliveries.each() {
             let conn = self.conns.get_mut(target.slot as usize);
-            let Some(conn) =
-                conn.filter(|conn| conn.generation == target.generation && conn.state == State::Up)
-            else {
+            let conn = conn.filter(|conn| conn.generation == target.generation);
+            let Some(conn) = conn.filter(|conn| matches!(conn.state, State::Up | State::Parked)) else {
                 continue;
             };
-            conn.deliver(outgoing, target.qos, target.retain, &mut self.lane.delivery());
-            self.lane.touch(conn, target.slot);
+            let manner = target.manner;
+            match deliveries.identifiers(&target) {
+                [] => conn.deliver(outgoing, manner, &mut self.lane.delivery()),
+                identifiers => {
+                    let mut properties = std::mem::take(&mut self.lane.properties);
+                    with_identifiers(outgoing.properties, identifiers, &mut properties);
+                    let outgoing = Outgoing { properties: &properties, ..outgoing };
+                    conn.deliver(outgoing, manner, &mut self.lane.delivery());
+                    self.lane.properties = properties;
+                }
+            }
+            if conn.state == State::Up {
+                self.lane.touch(conn, target.slot);
+            }
         }
     }
 
@@ -442,14 +415,14 @@ impl Worker {
             match flushed {
                 Err(_) => self.end(slot, Ending::Lost),
                 Ok(true) if conn.state == State::Lingering => {
-                    let _ = conn.socket.shutdown(Shutdown::Write);
+                    conn.shutdown_write();
                 }
                 Ok(true) if conn.ended && conn.unacknowledged == 0 && !conn.ready => {
                     self.end(slot, Ending::Lost)
                 }
                 Ok(_) => {
-                    if conn.parked && conn.pending() <= self.lane.shared.options.outbound_max_bytes {
-                        conn.parked = false;
+                    if conn.held_back && conn.pending() <= self.lane.shared.options.outbound_max_bytes {
+                        conn.held_back = false;
                         conn.ready = true;
                         self.ready.push(slot);
                     }

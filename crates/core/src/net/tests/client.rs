@@ -74,15 +74,22 @@ impl Client {
         client
     }
 
-    /// Sends CONNECT and takes a CONNACK of success.
+    /// Sends CONNECT and takes a CONNACK of success without a session.
     pub fn connect(&mut self, connect: &Connect<'_>) -> Received {
+        let (received, session_present) = self.resume(connect);
+        assert!(!session_present);
+        received
+    }
+
+    /// Sends CONNECT and takes a CONNACK of success; gives whether there is a session.
+    pub fn resume(&mut self, connect: &Connect<'_>) -> (Received, bool) {
         self.send_connect(connect);
         let received = self.receive();
-        match received.packet() {
-            Packet::Connack(connack) => assert_eq!((connack.code, connack.session_present), (0, false)),
-            other => panic!("{other:?} instead of CONNACK"),
-        }
-        received
+        let session_present = match received.packet() {
+            Packet::Connack(connack) if connack.code == 0 => connack.session_present,
+            other => panic!("{other:?} instead of CONNACK of success"),
+        };
+        (received, session_present)
     }
 
     pub fn send_connect(&mut self, connect: &Connect<'_>) {
@@ -126,15 +133,22 @@ impl Client {
     }
 
     pub fn send_puback(&mut self, packet_id: u16) {
-        let ack = Ack {
-            ty: PacketType::Puback,
-            packet_id,
-            reason: ReasonCode::Success,
-            properties: Properties::NONE,
-        };
+        self.send_ack(PacketType::Puback, packet_id, ReasonCode::Success);
+    }
+
+    pub fn send_ack(&mut self, ty: PacketType, packet_id: u16, reason: ReasonCode) {
         let mut out = Vec::new();
-        ack.encode(self.version, &mut out);
+        Ack { ty, packet_id, reason, properties: Properties::NONE }.encode(self.version, &mut out);
         self.send(&out);
+    }
+
+    /// Takes an acknowledgement of this type and id; gives its reason code.
+    pub fn ack(&mut self, ty: PacketType, packet_id: u16) -> ReasonCode {
+        let received = self.receive();
+        match received.packet() {
+            Packet::Ack(ack) if (ack.ty, ack.packet_id) == (ty, packet_id) => ack.reason,
+            other => panic!("{other:?} instead of {ty:?} {packet_id}"),
+        }
     }
 
     /// Subscribes and gives the codes of the SUBACK.

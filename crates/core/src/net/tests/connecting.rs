@@ -4,7 +4,7 @@ use super::client::{connect, publish};
 use super::*;
 use crate::mqtt::properties::{Place, Property, PropertyId, Value, encode};
 use crate::mqtt::{
-    Connect, Disconnect, Packet, PacketType, Properties, QoS, ReasonCode, SubscriptionOptions, Version, Will,
+    Connect, Disconnect, Packet, PacketType, Properties, QoS, ReasonCode, SubscriptionOptions, Version,
 };
 
 fn properties(raw: &[u8]) -> Properties<'_> {
@@ -25,45 +25,24 @@ fn refused(fixture: &Fixture, connect: &Connect<'_>) -> u8 {
 fn connack_tells_an_mqtt_5_client_what_there_is() {
     let fixture = Fixture::with(|options| options.max_keep_alive_s = 100);
     let mut client = fixture.raw();
-    let asked = encode(&[Property { id: PropertyId::SessionExpiryInterval, value: Value::FourByte(3600) }]);
-    let received = client.connect(&Connect {
-        keep_alive_s: 300,
-        properties: properties(&asked),
-        ..connect(Version::V5, "")
-    });
+    let received = client.connect(&Connect { keep_alive_s: 300, ..connect(Version::V5, "") });
     let Packet::Connack(connack) = received.packet() else { unreachable!() };
     let told = connack.properties;
-    assert_eq!(told.number(PropertyId::SessionExpiryInterval), Some(0));
     assert_eq!(told.number(PropertyId::ReceiveMaximum), Some(1024));
-    assert_eq!(told.number(PropertyId::MaximumQoS), Some(1));
     assert_eq!(told.number(PropertyId::MaximumPacketSize), Some(1 << 20));
-    assert_eq!(told.number(PropertyId::SubscriptionIdentifierAvailable), Some(0));
-    assert_eq!(told.number(PropertyId::SharedSubscriptionAvailable), Some(0));
     assert_eq!(told.number(PropertyId::ServerKeepAlive), Some(100));
-    assert_eq!(told.number(PropertyId::TopicAliasMaximum), None, "absent means 0");
+    assert_eq!(told.number(PropertyId::TopicAliasMaximum), Some(32));
+    // Absent is the standard's default: QoS 2, identifiers, shared subscriptions, and the expiry that was asked for.
+    for absent in [
+        PropertyId::MaximumQoS,
+        PropertyId::SubscriptionIdentifierAvailable,
+        PropertyId::SharedSubscriptionAvailable,
+        PropertyId::SessionExpiryInterval,
+    ] {
+        assert!(told.get(absent).is_none(), "{absent:?}");
+    }
     let assigned = told.text(PropertyId::AssignedClientIdentifier).unwrap();
     assert!(assigned.len() > 10, "{assigned}");
-    assert_eq!(fixture.until("session", |c| c.sessions_not_kept == 1).connections, 1);
-}
-
-#[test]
-fn wills_are_refused_with_a_reason() {
-    let fixture = Fixture::new();
-    let will = Will {
-        topic: "w",
-        payload: b"gone",
-        qos: QoS::AtMostOnce,
-        retain: false,
-        properties: Properties::NONE,
-    };
-    let with_will = |version| Connect { will: Some(will), ..connect(version, "a") };
-    assert_eq!(refused(&fixture, &with_will(Version::V5)), 0x83);
-    assert_eq!(refused(&fixture, &with_will(Version::V311)), 3);
-    let events = fixture.gateway().events();
-    assert!(events[0].detail.contains("wills are not supported"), "{events:?}");
-    let counters = fixture
-        .until("two refusals", |c| c.refused_connections.get(ReasonCode::ImplementationSpecificError) == 2);
-    assert_eq!(counters.connections_total, 0);
 }
 
 #[test]
@@ -118,22 +97,6 @@ fn user_name_and_password_are_accepted() {
         password: Some(b"x"),
         ..connect(Version::V311, "a")
     });
-}
-
-#[test]
-fn a_3_1_1_client_without_clean_session_is_welcome_and_counted() {
-    let fixture = Fixture::new();
-    for _ in 0..2 {
-        let mut client = fixture.raw();
-        client.connect(&Connect { clean_start: false, ..connect(Version::V311, "aws") });
-        client.subscribed("a", QoS::AtLeastOnce);
-        client.send(&[0xe0, 0]);
-        assert_eq!(client.ended(), None);
-    }
-    let counters = fixture.until("the end", |c| c.connections == 0);
-    assert_eq!((counters.sessions_not_kept, counters.subscriptions), (2, 0));
-    let told = fixture.gateway().events().iter().filter(|e| e.kind == EventKind::SessionNotKept).count();
-    assert_eq!(told, 1, "told once");
 }
 
 #[test]

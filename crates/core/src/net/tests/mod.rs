@@ -2,9 +2,13 @@
 
 mod client;
 mod connecting;
+mod exactly_once;
 mod faults;
 mod publishing;
+mod sessions;
+mod shared;
 mod subscribing;
+mod wills;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

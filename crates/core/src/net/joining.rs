@@ -1,0 +1,241 @@
+//! One connection per client id, and the session that waits for its client.
+//!
+//! A session lives in the slot of its connection and stays there, without a socket, while its client is away, so its
+//! subscriptions go on. A client that comes back on another thread is sent to the one that has its session: the socket
+//! moves, the session does not, and no message on its way can miss it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use mio::{Interest, Token};
+
+use super::clock::{now_us, ticks};
+use super::connection::{Connection, State};
+use super::ending::Ending;
+use super::fanout::Reading;
+use super::inbox::Mail;
+use super::lane::{End, Lane};
+use super::on_connect::{Hello, welcome};
+use super::on_publish::{Sender, publish_will};
+use super::on_subscribe::{mark_away, unsubscribe_all};
+use super::registry::ConnId;
+use super::session::Testament;
+use super::worker::Worker;
+use crate::mqtt::ReasonCode;
+
+impl Worker {
+    /// Sends a connection to the thread of the connection or session that has its client id.
+    pub(super) fn join_owner(&mut self, slot: u32, owner: ConnId) {
+        let Some(mut conn) = self.conns.try_remove(slot as usize) else { return };
+        if let Some(socket) = &mut conn.socket {
+            let _ = self.poll.registry().deregister(socket);
+        }
+        if owner.thread == self.lane.thread { self.join(conn) } else { self.send_on(conn, owner) }
+    }
+
+    fn send_on(&mut self, conn: Connection, owner: ConnId) {
+        self.lane.counters.sockets -= 1;
+        let inboxes = &self.lane.shared.inboxes;
+        if let Some(inbox) = self.inbox() {
+            inbox.sockets.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(inbox) = inboxes.get(usize::from(owner.thread)) {
+            inbox.sockets.fetch_add(1, Ordering::Relaxed);
+            inbox.post(Mail::Join(Box::new(conn)));
+        }
+    }
+
+    /// Gives a connection that has sent its CONNECT its place: a session that waits for it, or a new one.
+    pub(super) fn join(&mut self, mut conn: Connection) {
+        if self.stop.is_some() {
+            // No CONNACK: it tries again when we are back.
+            return self.unseat(&mut conn);
+        }
+        let Some(hello) = conn.hello.take() else { return };
+        loop {
+            match self.lane.shared.registry.owner(&conn.client_id) {
+                Some(owner) if owner.thread != self.lane.thread => {
+                    conn.hello = Some(hello);
+                    return self.send_on(conn, owner);
+                }
+                Some(owner) => match self.conns.get(owner.slot as usize).map(|old| old.state) {
+                    // Ended, its session waits or is gone, and with it its hold on the client id.
+                    Some(State::Up) => {
+                        let why = "another connection uses the same client identifier";
+                        self.end(owner.slot, Ending::Ours(End::new(ReasonCode::SessionTakenOver, why)));
+                    }
+                    Some(State::Parked) if hello.clean_start => {
+                        self.end_session(owner.slot);
+                        self.remove(owner.slot);
+                    }
+                    Some(State::Parked) => {
+                        self.attach(owner.slot, conn);
+                        return self.greet(owner.slot, &hello, true);
+                    }
+                    _ => self.lane.shared.registry.release(&conn.client_id, owner),
+                },
+                None => {
+                    let client_id = conn.client_id.clone();
+                    let slot = self.seat(conn);
+                    let Some(seated) = self.conns.get(slot as usize) else { return };
+                    let id = self.lane.id(slot, seated.generation);
+                    if self.lane.shared.registry.claim(&client_id, id).is_ok() {
+                        return self.greet(slot, &hello, false);
+                    }
+                    // Somebody on another thread was faster.
+                    let Some(mut again) = self.conns.try_remove(slot as usize) else { return };
+                    if let Some(socket) = &mut again.socket {
+                        let _ = self.poll.registry().deregister(socket);
+                    }
+                    conn = again;
+                }
+            }
+        }
+    }
+
+    /// Writes the CONNACK, then what waits for the client, then goes on with what came behind the CONNECT.
+    fn greet(&mut self, slot: u32, hello: &Hello, session_present: bool) {
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return };
+        welcome(&mut self.lane, conn, slot, hello, session_present);
+        conn.resume(&mut self.lane.delivery());
+        let partial = std::mem::take(&mut conn.partial);
+        if !conn.ready {
+            conn.ready = true;
+            self.ready.push(slot);
+        }
+        self.set_timer(slot);
+        if !partial.is_empty() {
+            self.lane.received_at_us = now_us();
+            self.consume(slot, &partial);
+        }
+    }
+
+    /// Puts a connection whose socket is not registered into a slot of its own.
+    pub(super) fn seat(&mut self, mut conn: Connection) -> u32 {
+        let number = self.next_number();
+        let entry = self.conns.vacant_entry();
+        let slot = entry.key();
+        (conn.generation, conn.link) = (number, number);
+        conn.dirty = false;
+        if let Some(socket) = &mut conn.socket {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            // If it fails the peer has gone, which reading shows.
+            let _ = self.poll.registry().register(socket, Token(slot), interest);
+        }
+        conn.ready = true;
+        entry.insert(conn);
+        self.ready.push(slot as u32);
+        slot as u32
+    }
+
+    /// Gives a waiting session its client's new connection.
+    fn attach(&mut self, slot: u32, mut conn: Connection) {
+        let number = self.next_number();
+        let Some(parked) = self.conns.get_mut(slot as usize) else { return };
+        self.lane.shared.parked.fetch_sub(1, Ordering::Relaxed);
+        if let Some(socket) = &mut conn.socket {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let _ = self.poll.registry().register(socket, Token(slot as usize), interest);
+        }
+        let mut session = conn.session.take().unwrap_or_default();
+        if let Some(old) = parked.session.take() {
+            session.incoming = old.incoming;
+        }
+        conn.session = Some(session);
+        conn.out = parked.out.take();
+        conn.subscriptions = std::mem::take(&mut parked.subscriptions);
+        (conn.generation, conn.link) = (parked.generation, number);
+        (conn.dirty, conn.ready) = (false, true);
+        *parked = conn;
+        mark_away(&self.lane, parked, slot, false);
+        self.ready.push(slot);
+    }
+
+    /// Lets a session wait for its client. Gives the connection that it leaves, with what its socket has not taken.
+    pub(super) fn park(&mut self, slot: u32) -> Option<Connection> {
+        let tick = self.lane.tick;
+        let conn = self.conns.get_mut(slot as usize)?;
+        let mut socket = conn.socket.take()?;
+        let _ = self.poll.registry().deregister(&mut socket);
+        let mut leaving = Connection::new(socket, conn.link, tick);
+        (leaving.version, leaving.ended) = (conn.version, conn.ended);
+        leaving.client_id.clone_from(&conn.client_id);
+        if let Some(out) = &mut conn.out {
+            leaving.out = Some(Box::new(out.take_bytes()));
+            if out.is_idle() {
+                conn.out = None;
+            }
+        }
+        conn.state = State::Parked;
+        conn.heard = tick;
+        conn.partial = Vec::new();
+        (conn.ready, conn.held_back, conn.ended) = (false, false, false);
+        (conn.pings, conn.unacknowledged, conn.unreleased) = (0, 0, 0);
+        let mut due = None;
+        if let Some(session) = &mut conn.session {
+            session.detach();
+            due = session.will.take_if(|will| will.delay_s == 0);
+        }
+        mark_away(&self.lane, conn, slot, true);
+        self.lane.shared.parked.fetch_add(1, Ordering::Relaxed);
+        let id = self.lane.id(slot, conn.generation);
+        let (client_id, version) = (conn.client_id.clone(), conn.version);
+        if let Some(will) = due {
+            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id }, &will);
+        }
+        self.set_timer(slot);
+        Some(leaving)
+    }
+
+    /// The session is over: nothing is delivered to it any more, and its client id is free.
+    pub(super) fn end_session(&mut self, slot: u32) {
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return };
+        let lane = &mut self.lane;
+        let id = lane.id(slot, conn.generation);
+        unsubscribe_all(lane, conn, slot);
+        lane.shared.registry.release(&conn.client_id, id);
+        if conn.state == State::Parked {
+            lane.shared.parked.fetch_sub(1, Ordering::Relaxed);
+        }
+        let shared = conn.out.as_mut().map(|out| out.take_shared()).unwrap_or_default();
+        if !shared.is_empty() {
+            let all = Arc::clone(&lane.shared);
+            let mut subscriptions = Reading::new(&all.subscriptions);
+            shared
+                .iter()
+                .for_each(|message| lane.fanout.add_again(&mut subscriptions, message, lane.tick, id));
+        }
+        if let Some(will) = conn.session.as_mut().and_then(|session| session.will.take()) {
+            lane.publish_will(&Sender { client_id: &conn.client_id, version: conn.version, conn: id }, &will);
+        }
+    }
+
+    /// A will's delay is over, or the session's time.
+    pub(super) fn expire_session(&mut self, slot: u32) {
+        let tick = self.lane.tick;
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return };
+        let Some(session) = &mut conn.session else { return };
+        let waited = tick.saturating_sub(conn.heard);
+        let over = session.expiry_ticks().is_some_and(|ticks| waited > ticks);
+        if over {
+            // Its will goes with it, whatever its delay (section 3.1.3.2.2).
+            self.end_session(slot);
+            return self.remove(slot);
+        }
+        let due = session.will.take_if(|will| waited > ticks(will.delay_s));
+        let id = self.lane.id(slot, conn.generation);
+        let (client_id, version) = (conn.client_id.clone(), conn.version);
+        if let Some(will) = due {
+            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id }, &will);
+        }
+        self.set_timer(slot);
+    }
+}
+
+impl Lane {
+    fn publish_will(&mut self, sender: &Sender<'_>, will: &Testament) {
+        let shared = Arc::clone(&self.shared);
+        publish_will(self, &shared, sender, &will.message, Instant::now());
+    }
+}

@@ -1,0 +1,316 @@
+//! What a client is sent: packets that wait for the socket, messages that wait for its acknowledgement or its window.
+
+use std::collections::VecDeque;
+
+use super::counters::Counters;
+use super::message::{Message, Outgoing};
+use super::options::GatewayOptions;
+use super::session::{Alias, GivenAliases};
+use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
+use crate::mqtt::{Ack, PacketType, Publish, QoS, ReasonCode, Version};
+
+/// Messages of QoS 1 and 2 on their way to one client, whatever receive maximum it allows. Ours.
+pub(super) const MAX_INFLIGHT: usize = 1024;
+
+/// Emptied boxes kept for the next connection that writes.
+pub(super) type Pool = Vec<Box<Outbound>>;
+
+/// What a delivery needs to know beside the connection.
+pub(super) struct Delivery<'a> {
+    pub pool: &'a mut Pool,
+    pub counters: &'a mut Counters,
+    pub options: &'a GatewayOptions,
+    pub tick: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Outbound {
+    pub bytes: Vec<u8>,
+    /// Written so far.
+    pub at: usize,
+    inflight: VecDeque<Inflight>,
+    last_id: u16,
+    queue: VecDeque<Message>,
+    /// Bytes of the messages that are kept here: queued, or in flight and kept.
+    held_bytes: usize,
+}
+
+/// A message that was sent and is not acknowledged.
+#[derive(Debug)]
+struct Inflight {
+    packet_id: u16,
+    step: Step,
+    /// Kept where it may have to be sent again.
+    message: Option<Box<Message>>,
+}
+
+/// What the client owes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Puback,
+    Pubrec,
+    Pubcomp,
+}
+
+/// How a message comes to a client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub qos: QoS,
+    pub retain: bool,
+    /// The shared subscription that it comes by; 0: none.
+    pub group: u64,
+}
+
+/// How packets are written for one client.
+pub(super) struct Wording<'a> {
+    pub version: Version,
+    pub aliases: Option<&'a mut GivenAliases>,
+    /// At most so many messages in flight.
+    pub window: usize,
+    /// Messages in flight are kept, since their session outlives the connection.
+    pub keep: bool,
+}
+
+impl Wording<'_> {
+    fn write(&mut self, publish: Publish<'_>, bytes: &mut Vec<u8>) {
+        let alias = match &mut self.aliases {
+            Some(aliases) if self.version == Version::V5 => aliases.of(publish.topic),
+            _ => Alias::None,
+        };
+        let (topic, alias) = match alias {
+            Alias::None => return publish.encode(self.version, bytes),
+            Alias::New(alias) => (publish.topic, alias),
+            Alias::Known(alias) => ("", alias),
+        };
+        let mut properties = publish.properties.raw().to_vec();
+        Property { id: PropertyId::TopicAlias, value: Value::TwoByte(alias) }.put(&mut properties);
+        let properties = Properties::from_checked(&properties);
+        Publish { topic, properties, ..publish }.encode(self.version, bytes);
+    }
+}
+
+impl Outbound {
+    /// Bytes that the socket has not taken.
+    pub fn pending(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    /// Nothing waits for the client, so the memory can serve another.
+    pub fn is_idle(&self) -> bool {
+        self.inflight.is_empty() && self.queue.is_empty()
+    }
+
+    /// Takes what the socket has not taken; messages stay.
+    pub fn take_bytes(&mut self) -> Outbound {
+        let (bytes, at) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.at));
+        Outbound { bytes, at, ..Outbound::default() }
+    }
+
+    /// Writes a message, queues it behind the window, or drops and counts it.
+    ///
+    /// fits: the buffer has room for it
+    pub fn add(
+        &mut self,
+        outgoing: Outgoing<'_>,
+        manner: Manner,
+        fits: bool,
+        wording: &mut Wording<'_>,
+        with: &mut Delivery<'_>,
+    ) {
+        let Manner { qos, retain, group } = manner;
+        if qos == QoS::AtMostOnce {
+            if !fits {
+                with.counters.dropped_deliveries += 1;
+                return;
+            }
+            wording.write(outgoing.publish(qos, retain, 0), &mut self.bytes);
+        } else if fits && self.queue.is_empty() && self.inflight.len() < wording.window {
+            let keep = wording.keep || group != 0;
+            if keep && self.held_bytes + outgoing.len() > with.options.outbound_max_bytes {
+                with.counters.dropped_deliveries += 1;
+                return;
+            }
+            let kept = keep.then(|| Box::new(owned(outgoing, manner, with.tick)));
+            self.held_bytes += kept.as_ref().map_or(0, |message| message.len());
+            let packet_id = self.next_id();
+            self.inflight.push_back(Inflight { packet_id, step: Step::first(qos), message: kept });
+            wording.write(outgoing.publish(qos, retain, packet_id), &mut self.bytes);
+        } else if self.queue.len() < with.options.max_queued_messages
+            && self.held_bytes + outgoing.len() <= with.options.outbound_max_bytes
+        {
+            let message = owned(outgoing, manner, with.tick);
+            self.held_bytes += message.len();
+            self.queue.push_back(message);
+            return;
+        } else {
+            with.counters.dropped_deliveries += 1;
+            return;
+        }
+        with.counters.delivered += 1;
+        with.counters.packets_out += 1;
+    }
+
+    /// Sends queued messages as far as window and buffer allow. True: something was written.
+    pub fn send_queued(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) -> bool {
+        let before = self.bytes.len();
+        while self.inflight.len() < wording.window && self.pending() < with.options.outbound_max_bytes {
+            let Some(message) = self.queue.pop_front() else { break };
+            self.held_bytes -= message.len();
+            let (qos, retain) = (message.qos, message.retain);
+            let mut packet_id = None;
+            message.send_at(with.tick, |outgoing| {
+                let id = self.next_id();
+                packet_id = Some(id);
+                wording.write(outgoing.publish(qos, retain, id), &mut self.bytes);
+            });
+            // None: it expired while it waited.
+            let Some(packet_id) = packet_id else { continue };
+            with.counters.delivered += 1;
+            with.counters.packets_out += 1;
+            let kept = (wording.keep || message.group != 0).then(|| Box::new(message));
+            self.held_bytes += kept.as_ref().map_or(0, |message| message.len());
+            self.inflight.push_back(Inflight { packet_id, step: Step::first(qos), message: kept });
+        }
+        self.bytes.len() > before
+    }
+
+    /// On a new network connection: what was in flight, in its order (section 4.4).
+    pub fn resend(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) {
+        // What was not kept had a session that ended with its connection.
+        self.inflight.retain(|sent| sent.message.is_some() || sent.step == Step::Pubcomp);
+        for sent in &self.inflight {
+            match &sent.message {
+                Some(message) if sent.step != Step::Pubcomp => message.resend_at(with.tick, |outgoing| {
+                    let publish = outgoing.publish(message.qos, message.retain, sent.packet_id);
+                    wording.write(Publish { dup: true, ..publish }, &mut self.bytes);
+                }),
+                _ => put_ack(
+                    PacketType::Pubrel,
+                    sent.packet_id,
+                    ReasonCode::Success,
+                    wording.version,
+                    &mut self.bytes,
+                ),
+            }
+            with.counters.packets_out += 1;
+        }
+    }
+
+    /// PUBACK. An unknown id is of no consequence.
+    pub fn puback(&mut self, packet_id: u16) {
+        self.finish(packet_id, Step::Puback);
+    }
+
+    /// PUBREC: gives the reason code of the PUBREL that follows; none follows an error.
+    pub fn pubrec(&mut self, packet_id: u16, error: bool) -> Option<ReasonCode> {
+        let known = |sent: &Inflight| sent.packet_id == packet_id && sent.step != Step::Puback;
+        let Some(at) = self.inflight.iter().position(known) else {
+            return (!error).then_some(ReasonCode::PacketIdentifierNotFound);
+        };
+        if error {
+            self.remove(at);
+            return None;
+        }
+        let sent = &mut self.inflight[at];
+        sent.step = Step::Pubcomp;
+        if let Some(message) = sent.message.take() {
+            self.held_bytes -= message.len();
+        }
+        Some(ReasonCode::Success)
+    }
+
+    /// PUBCOMP.
+    pub fn pubcomp(&mut self, packet_id: u16) {
+        self.finish(packet_id, Step::Pubcomp);
+    }
+
+    fn finish(&mut self, packet_id: u16, step: Step) {
+        let known = |sent: &Inflight| sent.packet_id == packet_id && sent.step == step;
+        // Acknowledgements come in order, as a rule.
+        if self.inflight.front().is_some_and(known) {
+            self.remove(0);
+        } else if let Some(at) = self.inflight.iter().position(known) {
+            self.remove(at);
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        if let Some(message) = self.inflight.remove(at).and_then(|sent| sent.message) {
+            self.held_bytes -= message.len();
+        }
+    }
+
+    /// Takes out the messages of shared subscriptions that another member has to get now.
+    pub fn take_shared(&mut self) -> Vec<Message> {
+        let sent = std::mem::take(&mut self.inflight).into_iter().filter_map(|sent| Some(*sent.message?));
+        sent.chain(std::mem::take(&mut self.queue)).filter(|message| message.group != 0).collect()
+    }
+
+    /// The next packet id that is neither 0 nor in flight; the window is far smaller than the range of ids.
+    fn next_id(&mut self) -> u16 {
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            let id = self.last_id;
+            if id != 0 && !self.uses(id) {
+                return id;
+            }
+        }
+    }
+
+    fn uses(&self, id: u16) -> bool {
+        let (Some(first), Some(last)) = (self.inflight.front(), self.inflight.back()) else { return false };
+        // Ids rise along the queue, so one outside of its ends is free.
+        let span = last.packet_id.wrapping_sub(first.packet_id);
+        id.wrapping_sub(first.packet_id) <= span && self.inflight.iter().any(|sent| sent.packet_id == id)
+    }
+}
+
+impl Step {
+    fn first(qos: QoS) -> Step {
+        if qos == QoS::ExactlyOnce { Step::Pubrec } else { Step::Puback }
+    }
+}
+
+fn owned(outgoing: Outgoing<'_>, manner: Manner, tick: u32) -> Message {
+    let mut message = Message::new(outgoing, manner.qos, manner.retain, tick);
+    message.group = manner.group;
+    message
+}
+
+/// An acknowledgement without properties.
+pub(super) fn put_ack(
+    ty: PacketType,
+    packet_id: u16,
+    reason: ReasonCode,
+    version: Version,
+    out: &mut Vec<u8>,
+) {
+    Ack { ty, packet_id, reason, properties: Properties::NONE }.encode(version, out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(packet_id: u16) -> Inflight {
+        Inflight { packet_id, step: Step::Puback, message: None }
+    }
+
+    #[test]
+    fn packet_ids_wrap_and_skip_those_in_use() {
+        let mut out =
+            Outbound { inflight: [sent(65_535), sent(1)].into(), last_id: 65_533, ..Outbound::default() };
+        assert_eq!(out.next_id(), 65_534);
+        assert_eq!(out.next_id(), 2);
+    }
+
+    #[test]
+    fn an_acknowledgement_of_another_kind_frees_nothing() {
+        let mut out = Outbound { inflight: [sent(1)].into(), ..Outbound::default() };
+        out.pubcomp(1);
+        assert_eq!(out.pubrec(1, false), Some(ReasonCode::PacketIdentifierNotFound));
+        assert!(!out.is_idle());
+        out.puback(1);
+        assert!(out.is_idle());
+    }
+}
