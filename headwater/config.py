@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validat
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headwater import budget
+from headwater.alarm_settings import AlarmSettings
 from headwater.declarations import (
-    AlarmSettings,
     DurationUs,
     NotifySettings,
     QuerySection,

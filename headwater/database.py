@@ -58,8 +58,9 @@ OFFSETS = sa.Table(
     sa.Column("offset", sa.BigInteger, nullable=False),
 )
 
-#: Alarm instances that are not inactive: `pending` and `firing`. key: JSON object of key columns.
-#: partition and offset: the row of the log that made it pending, from which its id is derived.
+#: Keys of which an alarm remembers something: `pending`, `firing`, `flapping`, or `inactive` with a memory of rows.
+#: key: JSON object of key columns. partition and offset: the row of the log that made it pending, from which its id is
+#: derived. memory: JSON of the state machine's memory, where there is more to it.
 ALARM_STATES = sa.Table(
     "alarm_states",
     METADATA,
@@ -71,6 +72,25 @@ ALARM_STATES = sa.Table(
     sa.Column("partition", sa.Integer, nullable=False),
     sa.Column("offset", sa.BigInteger, nullable=False),
     sa.Column("alarm_id", sa.Text, nullable=False),
+    sa.Column("memory", sa.Text),
+)
+
+#: What an alarm remembers of every key that sends, as journal records (docs/formats/alarm-rows.md).
+ALARM_ROWS = sa.Table(
+    "alarm_rows",
+    METADATA,
+    sa.Column("alarm", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+#: The clock of an alarm that time can change, and when that was by the wall clock.
+ALARM_CLOCKS = sa.Table(
+    "alarm_clocks",
+    METADATA,
+    sa.Column("alarm", sa.Text, primary_key=True),
+    sa.Column("clock_us", sa.BigInteger, nullable=False),
+    sa.Column("wall_us", sa.BigInteger, nullable=False),
 )
 
 #: One row per firing: from firing to resolved. id is derived from alarm, key and log offset.
@@ -88,7 +108,7 @@ ALARMS = sa.Table(
     sa.Column("reading", sa.Text, nullable=False),
 )
 
-#: Every transition, named by the row of the log that caused it.
+#: Every transition, named by the row of the log that caused it, or had set the timer that did.
 ALARM_TRANSITIONS = sa.Table(
     "alarm_transitions",
     METADATA,
@@ -100,6 +120,7 @@ ALARM_TRANSITIONS = sa.Table(
     sa.Column("alarm_id", sa.Text),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    sa.Column("severity", sa.Text),
 )
 
 #: Outbox of notifications; id is the idempotency key, sequence the order in which a target gets them.
@@ -144,8 +165,26 @@ def _create_all(connection: sa.Connection) -> None:
     METADATA.create_all(connection)
 
 
+def _add_what_is_missing(connection: sa.Connection) -> None:
+    """Tables and nullable columns that this version knows and the database lacks."""
+    METADATA.create_all(connection)
+    there = sa.inspect(connection)
+    quote = connection.dialect.identifier_preparer.quote
+    for table in METADATA.sorted_tables:
+        has = {column["name"] for column in there.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in has:
+                type_ = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(
+                    f"ALTER TABLE {quote(table.name)} ADD COLUMN {quote(column.name)} {type_}"
+                )
+
+
 #: Step n leads from version n to n + 1; steps are appended, never changed.
-MIGRATIONS: Final = (_create_all,)
+MIGRATIONS: Final = (
+    _create_all,
+    _add_what_is_missing,  # alarms that remember rows and time
+)
 
 
 class Database:

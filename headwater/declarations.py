@@ -1,4 +1,6 @@
-"""What a user declares: streams, queries, alarms and notification targets, as sections of the configuration.
+"""What a user declares: streams, queries and notification targets, as sections of the configuration.
+
+Alarms are in `alarm_settings.py`.
 
 Durations are written `250ms`, `10s`, `5m`, `1h`, `7d`.
 """
@@ -257,20 +259,6 @@ class QuerySection(Section):
 
     sql: str
     late: Literal["amend", "drop"] | None = Field(None, description="Overrides the stream's late policy.")
-
-
-class AlarmSettings(Section):
-    """An alarm: a condition with memory, one instance per key."""
-
-    on: str = Field(description="A stream or a query.")
-    where: str = Field(description="SQL condition that raises.")
-    clear: str | None = Field(None, description="SQL condition that resolves; absent: `where` is false.")
-    key: list[str] = Field(
-        default_factory=list, description="Columns that name an instance; default the key."
-    )
-    for_: DurationUs = Field(0, alias="for", description="How long `where` must hold, event time.")
-    severity: Literal["info", "warning", "minor", "major", "critical"] = "major"
-    notify: list[str] = Field(default_factory=list, description="Names of `[notify.*]` targets.")
 
 
 class NotifySettings(Section):

@@ -116,6 +116,7 @@ class Pipeline:
             store=store,
             letters=letters,
             engine=engine,
+            alarms=alarms,
             shadows=shadows,
             notifier=notifier,
             workers=self._workers,

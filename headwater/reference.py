@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from headwater import alarm_settings
+from headwater.alarm_settings import AlarmSettings
 from headwater.config import Settings
 from headwater.declarations import (
-    AlarmSettings,
     FieldSettings,
     NotifySettings,
     QuerySection,
@@ -97,6 +98,7 @@ def settings_page() -> str:
         ("time", TimeSettings),
         ("[queries.NAME]", QuerySection),
         ("[alarms.NAME]", AlarmSettings),
+        *alarm_settings.sections(),
         ("[notify.NAME]", NotifySettings),
     ]
     for title, model in named:

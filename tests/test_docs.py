@@ -12,9 +12,10 @@ import typer
 from pydantic import BaseModel
 
 from headwater import reference
+from headwater.alarm_settings import AlarmSettings
 from headwater.api.metrics import GATEWAY_COUNTERS
 from headwater.cli import app
-from headwater.declarations import AlarmSettings, NotifySettings, QuerySection, StreamSettings
+from headwater.declarations import NotifySettings, QuerySection, StreamSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

@@ -16,7 +16,7 @@ def router(parts: Parts) -> APIRouter:
 
     @routes.get("/api/v1/alarms", summary="Alarm instances, newest first")
     def alarms(
-        state: Literal["pending", "firing", "resolved"] | None = None,
+        state: Literal["pending", "firing", "flapping", "resolved"] | None = None,
         alarm: str | None = None,
         limit: Annotated[int, Query(ge=1, le=100_000)] = 1000,
     ) -> list[dict[str, Any]]:

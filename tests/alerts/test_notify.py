@@ -16,10 +16,11 @@ import sqlalchemy as sa
 from plant import SECOND, TELEMETRY, Plant
 from pydantic import SecretStr
 
+from headwater.alarm_settings import AlarmSettings
 from headwater.alerts.notify import KEEP_US, MAX_ATTEMPTS, Notifier
 from headwater.alerts.service import AlarmService
 from headwater.database import NOTIFICATIONS
-from headwater.declarations import AlarmSettings, NotifySettings
+from headwater.declarations import NotifySettings
 from headwater.errors import ConfigError
 from headwater.records import DOWNLINK
 
