@@ -106,6 +106,48 @@ ALARMS = sa.Table(
     sa.Column("fired_at", sa.BigInteger, nullable=False),
     sa.Column("resolved_at", sa.BigInteger),
     sa.Column("reading", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text),  # JSON object of those declared
+    sa.Column("told", sa.Text),  # JSON list of the targets that have been told
+    sa.Column("acknowledged_at", sa.BigInteger),
+    sa.Column("acknowledged_by", sa.Text),
+    sa.Column("assignee", sa.Text),
+)
+
+#: What people did with an alarm.
+ALARM_ACTIONS = sa.Table(
+    "alarm_actions",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("alarm_id", sa.Text, nullable=False, index=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+)
+
+#: Keys of alarms that do not notify until then.
+ALARM_SHELVES = sa.Table(
+    "alarm_shelves",
+    METADATA,
+    sa.Column("alarm", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("until", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+)
+
+#: Windows in which alarms whose labels match do not notify. matchers: JSON list.
+SILENCES = sa.Table(
+    "silences",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("matchers", sa.Text, nullable=False),
+    sa.Column("starts_at", sa.BigInteger, nullable=False),
+    sa.Column("ends_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_by", sa.Text),
 )
 
 #: Every transition, named by the row of the log that caused it, or had set the timer that did.
@@ -184,6 +226,7 @@ def _add_what_is_missing(connection: sa.Connection) -> None:
 MIGRATIONS: Final = (
     _create_all,
     _add_what_is_missing,  # alarms that remember rows and time
+    _add_what_is_missing,  # what operators do: actions, shelves, silences
 )
 
 

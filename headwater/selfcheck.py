@@ -7,7 +7,7 @@ line is there at once and the rest follows as soon as it can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,6 +45,11 @@ class OwnAlarm:
     find: Callable[[], Findings]
     checks: int = 1
     notify: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """None of its own."""
+        return {}
 
     @property
     def severities(self) -> tuple[str, ...]:

@@ -1,18 +1,19 @@
-"""What alarms leave in the database, in the caller's transaction: transitions, alarms, memories, and who is to be told."""
+"""What alarms leave in the database, in the caller's transaction: transitions, alarms, memories, and who is to be
+told."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 import orjson
 import sqlalchemy as sa
 
 from headwater.alerts.machine import Mark, Memory, Phase, State, from_json, to_json
+from headwater.alerts.outbox import TOLD, announce
 from headwater.alerts.tracker import Transition
-from headwater.database import ALARM_STATES, ALARM_TRANSITIONS, ALARMS, NOTIFICATIONS
+from headwater.database import ALARM_ACTIONS, ALARM_SHELVES, ALARM_STATES, ALARM_TRANSITIONS, ALARMS
 
 #: A row of the log: (partition, offset).
 Position = tuple[int, int]
@@ -20,13 +21,8 @@ Position = tuple[int, int]
 #: Resolved alarms and transitions are kept for so long after they were recorded. Ours.
 HISTORY_US: Final = 90 * 86_400 * 1_000_000
 
-#: States whose alarm is told to targets.
-_TOLD: Final = (State.FIRING, State.SEVERITY_UP, State.FLAPPING, State.RESOLVED)
 #: What `ALARMS.state` says after a transition; severity changes leave it as it is.
 _OPEN: Final = {State.FIRING: "firing", State.FLAPPING: "flapping", State.RESOLVED: "resolved"}
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_BATCH: Final = 500  # keys in one IN list; SQLite takes 32,766 parameters
 
 
 class Alarm(Protocol):
@@ -39,6 +35,9 @@ class Alarm(Protocol):
     def severities(self) -> Sequence[str]: ...
 
     @property
+    def labels(self) -> Mapping[str, str]: ...
+
+    @property
     def notify(self) -> Sequence[str]: ...
 
 
@@ -48,9 +47,7 @@ def memories(connection: sa.Connection, alarm: Alarm) -> dict[str, Memory]:
     return {row.key: _memory(row, alarm.severities) for row in rows}
 
 
-def save_memories(
-    connection: sa.Connection, alarm: Alarm, changed: Mapping[str, Memory | None]
-) -> None:
+def save_memories(connection: sa.Connection, alarm: Alarm, changed: Mapping[str, Memory | None]) -> None:
     """Writes what is remembered of these keys from now on; None: nothing."""
     if not changed:
         return
@@ -106,7 +103,7 @@ def save(
                 "severity": one.severity,
             }
         )
-        if one.state in _TOLD:
+        if one.state in TOLD:
             told.append((id_, one))
     if not history:
         return
@@ -124,17 +121,17 @@ def save(
             "reading": orjson.dumps(
                 readings[one.partition, one.offset] if one.reading is None else one.reading
             ).decode(),
+            "labels": orjson.dumps(dict(alarm.labels)).decode(),
+            "told": "[]",
         }
         for id_, one in told
         if one.fresh
     ]
     if fresh:
         connection.execute(sa.insert(ALARMS), fresh)
-    # What the messages say is each alarm as it was with its transition, though later ones may be in the same batch.
-    bodies = _bodies(connection, told) if alarm.notify and told else []
+    if told and alarm.notify:
+        announce(connection, alarm.notify, alarm.labels, told, now_us)
     _change_alarms(connection, alarm, transitions)
-    if bodies:
-        _notify(connection, alarm.notify, bodies, now_us)
 
 
 def alarm_id(alarm: str, key: str, shown: Mark) -> str:
@@ -150,26 +147,11 @@ def purge(connection: sa.Connection, before_us: int) -> None:
     connection.execute(
         sa.delete(ALARMS).where(ALARMS.c.state == State.RESOLVED.value, ALARMS.c.id.not_in(left))
     )
-
-
-def iso(at_us: int) -> str:
-    """A time as the API writes it: ISO 8601, UTC."""
-    return (_EPOCH + timedelta(microseconds=at_us)).isoformat().replace("+00:00", "Z")
-
-
-def shown(row: Any) -> dict[str, Any]:
-    """A row of `alarms` as the API shows it."""
-    return {
-        "id": row.id,
-        "alarm": row.alarm,
-        "key": orjson.loads(row.key),
-        "state": row.state,
-        "severity": row.severity,
-        "since": iso(row.pending_since),
-        "fired_at": iso(row.fired_at),
-        "resolved_at": None if row.resolved_at is None else iso(row.resolved_at),
-        "reading": orjson.loads(row.reading),
-    }
+    # A shelf is known by its time alone; one that is over by so long belongs to no alarm that is kept.
+    connection.execute(sa.delete(ALARM_SHELVES).where(ALARM_SHELVES.c.until < before_us))
+    connection.execute(
+        sa.delete(ALARM_ACTIONS).where(ALARM_ACTIONS.c.alarm_id.not_in(sa.select(ALARMS.c.id)))
+    )
 
 
 def _memory(row: Any, severities: Sequence[str]) -> Memory:
@@ -196,6 +178,9 @@ def _change_alarms(connection: sa.Connection, alarm: Alarm, transitions: Sequenc
             values["state"] = _OPEN[one.state]
         if one.state is State.RESOLVED:
             values["resolved_at"] = one.at_us
+        if one.state is State.SEVERITY_UP:
+            # Worse than what was acknowledged.
+            values |= {"acknowledged_at": None, "acknowledged_by": None}
         if one.severity is not None and not one.fresh and one.state is not State.PENDING:
             values["severity"] = one.severity
         if values:
@@ -209,56 +194,3 @@ def _change_alarms(connection: sa.Connection, alarm: Alarm, transitions: Sequenc
             update.values({name: sa.bindparam(f"new_{name}") for name in columns}),
             [{"id_": row["id_"], **{f"new_{name}": row[name] for name in columns}} for row in rows],
         )
-
-
-def _bodies(
-    connection: sa.Connection, told: Sequence[tuple[str, Transition]]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Name and body of the message about each transition."""
-    rows: dict[str, dict[str, Any]] = {}
-    ids = list(dict.fromkeys(id_ for id_, _ in told))
-    for at in range(0, len(ids), _BATCH):
-        for row in connection.execute(sa.select(ALARMS).where(ALARMS.c.id.in_(ids[at : at + _BATCH]))):
-            rows[row.id] = shown(row)
-    found = []
-    for id_, one in told:
-        alarm = rows[id_]
-        if one.state in _OPEN:
-            alarm["state"] = _OPEN[one.state]
-        if one.severity is not None:
-            alarm["severity"] = one.severity
-        if one.state is State.RESOLVED:
-            alarm["resolved_at"] = iso(one.at_us)
-        # Firing for the first time and being resolved come once; anything else is told apart by its row.
-        name = f"{id_}-{one.state.value}"
-        if not (one.state is State.RESOLVED or (one.state is State.FIRING and one.fresh)):
-            name += f"-{one.partition}.{one.offset}"
-        found.append((name, dict(alarm)))
-    return found
-
-
-def _notify(
-    connection: sa.Connection,
-    targets: Sequence[str],
-    bodies: Sequence[tuple[str, dict[str, Any]]],
-    now_us: int,
-) -> None:
-    sequence = connection.scalar(sa.select(sa.func.max(NOTIFICATIONS.c.sequence))) or 0
-    outbox = []
-    for name, body in bodies:
-        for target in targets:
-            sequence += 1
-            outbox.append(
-                {
-                    "id": f"{name}-{target}",
-                    "sequence": sequence,
-                    "alarm_id": body["id"],
-                    "target": target,
-                    "body": orjson.dumps(body).decode(),
-                    "state": "waiting",
-                    "attempts": 0,
-                    "next_at": now_us,
-                    "last_error": None,
-                }
-            )
-    connection.execute(sa.insert(NOTIFICATIONS), outbox)

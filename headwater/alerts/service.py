@@ -23,6 +23,7 @@ from headwater.alerts.conditions import Alarm, compile_alarm
 from headwater.alerts.history import Position
 from headwater.alerts.listing import alarms
 from headwater.alerts.recovery import forget, restored, save
+from headwater.alerts.times import iso
 from headwater.alerts.tracker import FOREVER, Tracker, Transition
 from headwater.database import OFFSETS, Database, load_offsets, save_offsets
 from headwater.errors import LogError
@@ -309,7 +310,7 @@ def _with_key(one: Transition) -> Transition:
     """A reading that is no row of the log names the key, and writes its times as the API does."""
     if one.reading is None:
         return one
-    times = {name: history.iso(at_us) for name, at_us in one.reading.items()}
+    times = {name: iso(at_us) for name, at_us in one.reading.items()}
     return replace(one, reading={**orjson.loads(one.key), **times})
 
 

@@ -82,6 +82,9 @@ def test_an_alarm_fires_shows_its_reading_and_resolves(plant: Plant) -> None:
             "temperature": 81.5,
             "state": "on",
         },
+        "acknowledged_at": None,
+        "acknowledged_by": None,
+        "assignee": None,
     }
     plant.append({"device": "d1", "ts": 2.5, "temperature": 80.0})
     drain(service)
@@ -245,13 +248,17 @@ class Failing(Database):
 def test_an_alarm_of_before_goes_on(plant: Plant) -> None:
     """A database as earlier versions left it has no memories: state and first row say all."""
     first = service_of(plant, hot=HOT.model_copy(update={"for_": 10 * SECOND}))
-    plant.append({"device": "d1", "ts": 1, "temperature": 90.0}, {"device": "d2", "ts": 1, "temperature": 90.0})
+    plant.append(
+        {"device": "d1", "ts": 1, "temperature": 90.0}, {"device": "d2", "ts": 1, "temperature": 90.0}
+    )
     plant.append({"device": "d1", "ts": 11, "temperature": 90.0})
     drain(first)
     with plant.database.begin() as connection:
         assert connection.scalars(sa.select(ALARM_STATES.c.memory)).all() == [None, None]
     again = service_of(plant, hot=HOT.model_copy(update={"for_": 10 * SECOND}))
-    plant.append({"device": "d2", "ts": 11, "temperature": 90.0}, {"device": "d1", "ts": 12, "temperature": 0.0})
+    plant.append(
+        {"device": "d2", "ts": 11, "temperature": 90.0}, {"device": "d1", "ts": 12, "temperature": 0.0}
+    )
     drain(again)
     assert [(one["key"]["device"], one["state"]) for one in alarms(plant.database)] in (
         [("d1", "resolved"), ("d2", "firing")],
@@ -296,7 +303,11 @@ def test_silence_fires_by_the_wall_clock_while_nothing_comes(plant: Plant) -> No
     plant.now_us += 2 * SECOND
     service.step()
     [alarm] = alarms(plant.database)
-    assert (alarm["state"], alarm["key"], alarm["fired_at"]) == ("firing", {"device": "d1"}, "1970-01-01T00:21:40Z")
+    assert (alarm["state"], alarm["key"], alarm["fired_at"]) == (
+        "firing",
+        {"device": "d1"},
+        "1970-01-01T00:21:40Z",
+    )
     assert alarm["reading"] == {"device": "d1", "last_seen": "1970-01-01T00:16:40Z"}
     plant.append({"device": "d1", "ts": 1400, "temperature": 1.0})
     drain(service)
@@ -381,7 +392,9 @@ def test_a_damaged_record_is_named(plant: Plant) -> None:
         record = connection.scalar(sa.select(ALARM_ROWS.c.record))
         assert record is not None
         connection.execute(sa.update(ALARM_ROWS).values(record=record[:-1] + bytes([record[-1] ^ 1])))
-    with pytest.raises(DataDirectoryError, match="alarm 'quiet' remembers of its keys: a record .* is damaged"):
+    with pytest.raises(
+        DataDirectoryError, match=r"alarm 'quiet' remembers of its keys: a record .* is damaged"
+    ):
         service_of(plant, quiet=SILENT)
 
 
@@ -486,9 +499,7 @@ MEMORIES = {
             ],
             "clear": "temperature < 75",
         },
-        Definition(
-            [(above_80, None), (lambda row: larger(row, 87), None)], lambda row: smaller(row, 75)
-        ),
+        Definition([(above_80, None), (lambda row: larger(row, 87), None)], lambda row: smaller(row, 75)),
     ),
     "repeat": (
         {"where": "temperature > 80", "repeat": {"count": 2, "of": 3}},
