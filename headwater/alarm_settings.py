@@ -148,6 +148,14 @@ class AlarmSettings(Section):
     severity: Severity = "major"
     labels: dict[str, str] = Field(default_factory=dict, description="Labels beside alarm, severity and key.")
     notify: list[str] = Field(default_factory=list, description="Names of `[notify.*]` targets.")
+    group: list[str] = Field(
+        default_factory=list,
+        description="Key columns: alarms with the same values are one incident, told once.",
+    )
+    dedupe: str | None = Field(
+        None,
+        description='Name of the incident, such as "power-{site}", shared over alarms; instead of `group`.',
+    )
     max_ahead: DurationUs = Field(
         300_000_000, description="Rows whose event time is further ahead of their arrival do not move time."
     )
@@ -171,6 +179,8 @@ class AlarmSettings(Section):
             raise ValueError("steps: each step must be more severe than the one before it")
         if self.steps and "severity" in self.model_fields_set:
             raise ValueError("severity: each of the steps has its own; leave it out")
+        if self.group and self.dedupe is not None:
+            raise ValueError("group and dedupe: both name the incident; write one of them")
         for label in self.labels:
             if not _LABEL.fullmatch(label) or label in ("alarm", "severity"):
                 raise ValueError(

@@ -142,6 +142,21 @@ class Client:
         answer: dict[str, Any] = self._request("DELETE", path, params={"who": who}).json()
         return answer
 
+    def notifications(self, **filters: str) -> list[dict[str, Any]]:
+        """Notifications, newest first; filters: state, target, limit."""
+        return self._list("/api/v1/notifications", filters)
+
+    def replay_notifications(self, **filters: str) -> int:
+        """Lets dead notifications wait again and gives their number; filters: target, notification."""
+        answer: dict[str, int] = self._request("POST", "/api/v1/notifications/replay", params=filters).json()
+        return answer["replayed"]
+
+    def test_target(self, target: str) -> dict[str, Any]:
+        """Sends one message to a target now: `delivered`, `error`. raises: NotFoundError"""
+        path = f"/api/v1/notify/{quote(target, safe='')}/test"
+        answer: dict[str, Any] = self._request("POST", path).json()
+        return answer
+
     def streams(self) -> list[dict[str, Any]]:
         """Streams and query results with their columns."""
         return self._list("/api/v1/streams", {})

@@ -108,6 +108,7 @@ ALARMS = sa.Table(
     sa.Column("reading", sa.Text, nullable=False),
     sa.Column("labels", sa.Text),  # JSON object of those declared
     sa.Column("told", sa.Text),  # JSON list of the targets that have been told
+    sa.Column("dedupe_key", sa.Text, index=True),  # of the incident that it belongs to with others
     sa.Column("acknowledged_at", sa.BigInteger),
     sa.Column("acknowledged_by", sa.Text),
     sa.Column("assignee", sa.Text),
@@ -178,7 +179,19 @@ NOTIFICATIONS = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_at", sa.BigInteger, nullable=False),
     sa.Column("last_error", sa.Text),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("digest", sa.Text),  # the message in which it is sent with others
     sa.Index("notifications_due", "target", "state", "sequence"),
+)
+
+#: Steps of routes that are yet to come. targets: JSON list.
+ALARM_ESCALATIONS = sa.Table(
+    "alarm_escalations",
+    METADATA,
+    sa.Column("alarm_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("due_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("targets", sa.Text, nullable=False),
 )
 
 #: Shadows; name '' is the classic one. A deleted shadow keeps its row, so that its version goes on.
@@ -220,6 +233,8 @@ def _add_what_is_missing(connection: sa.Connection) -> None:
                 connection.exec_driver_sql(
                     f"ALTER TABLE {quote(table.name)} ADD COLUMN {quote(column.name)} {type_}"
                 )
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 #: Step n leads from version n to n + 1; steps are appended, never changed.
@@ -227,6 +242,7 @@ MIGRATIONS: Final = (
     _create_all,
     _add_what_is_missing,  # alarms that remember rows and time
     _add_what_is_missing,  # what operators do: actions, shelves, silences
+    _add_what_is_missing,  # incidents, escalation, digests
 )
 
 

@@ -1,6 +1,6 @@
-"""What a user declares: streams, queries and notification targets, as sections of the configuration.
+"""What a user declares: streams and queries, as sections of the configuration.
 
-Alarms are in `alarm_settings.py`.
+Alarms are in `alarm_settings.py`, targets and routes in `notify_settings.py`.
 
 Durations are written `250ms`, `10s`, `5m`, `1h`, `7d`.
 """
@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -259,11 +258,3 @@ class QuerySection(Section):
 
     sql: str
     late: Literal["amend", "drop"] | None = Field(None, description="Overrides the stream's late policy.")
-
-
-class NotifySettings(Section):
-    """A notification target."""
-
-    url: SecretStr = Field(
-        description="An Apprise URL, http(s)://... (a JSON webhook), or mqtt:topic/{alarm}/{device}."
-    )

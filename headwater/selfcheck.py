@@ -16,6 +16,7 @@ import structlog
 
 from headwater.alerts import history
 from headwater.alerts.machine import Mark, Memory, Phase, State
+from headwater.alerts.routing import Router
 from headwater.alerts.tracker import Transition
 from headwater.api.books import books
 from headwater.api.parts import Parts
@@ -52,6 +53,10 @@ class OwnAlarm:
         return {}
 
     @property
+    def incident(self) -> None:
+        """Each part is one of its own."""
+
+    @property
     def severities(self) -> tuple[str, ...]:
         """One step."""
         return (self.severity,)
@@ -63,7 +68,14 @@ class SelfCheck:
     clock: microseconds UTC
     """
 
-    def __init__(self, database: Database, alarms: Sequence[OwnAlarm], clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        alarms: Sequence[OwnAlarm],
+        clock: Callable[[], int],
+        router: Router = history.NO_ROUTES,
+    ) -> None:
+        self._router = router
         self._database = database
         self._alarms = alarms
         self._clock = clock
@@ -130,7 +142,7 @@ class SelfCheck:
             return
         with self._database.begin() as connection:
             for alarm, transition in self._waiting:
-                history.save(connection, alarm, [transition], {}, now_us)
+                history.save(connection, alarm, [transition], {}, now_us, self._router)
                 shown = transition.shown
                 firing = Memory(phase=Phase.FIRING, level=1, start=shown, shown=shown)
                 open_ = transition.state is State.FIRING

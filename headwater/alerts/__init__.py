@@ -9,6 +9,10 @@ history     what alarms leave in the database
 recovery    a tracker in the database, between two starts
 service     reads the log, commits transitions with the offsets
 listing     alarms as the API shows them
-targets     where notifications go
+operators   what people do with alarms; muting, labels: shelves and silences
+announce    who is told of transitions; routing, escalation: by which steps
+outbox      messages of one transaction
+targets     where notifications go; templates: their texts
 notify      brings what was committed to its targets
+letters     notifications as the API shows them
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,6 +23,9 @@ RATE: Final = "rate"
 
 #: A double is no name, and a time hardly ever comes back.
 _KEY_TYPES: Final = (ColumnType.STRING, ColumnType.BIGINT, ColumnType.BOOLEAN)
+#: Characters of an incident's name.
+MAX_INCIDENT: Final = 512
+_LABEL: Final = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _NUMBERS: Final = (ColumnType.DOUBLE, ColumnType.BIGINT)
 
 
@@ -84,6 +88,16 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """What alarms are told as one: all whose `text` comes to the same, `{label}` replaced by the alarm's own."""
+
+    text: str
+
+    def key(self, labels: Mapping[str, str]) -> str:
+        return _LABEL.sub(lambda found: labels.get(found[1], ""), self.text)[:MAX_INCIDENT]
+
+
+@dataclass(frozen=True, slots=True)
 class Alarm:
     """A compiled alarm.
 
@@ -103,6 +117,7 @@ class Alarm:
     schedule: Schedule
     labels: Mapping[str, str]
     notify: tuple[str, ...]
+    incident: Incident | None
     max_ahead_us: int
     max_keys: int
 
@@ -161,6 +176,7 @@ def compile_alarm(name: str, settings: AlarmSettings, schemas: Mapping[str, Sche
         schedule,
         settings.labels,
         tuple(dict.fromkeys(settings.notify)),
+        _incident(name, settings, key),
         settings.max_ahead,
         settings.max_keys,
     )
@@ -210,6 +226,28 @@ def _rate(name: str, settings: AlarmSettings, columns: Mapping[str, ColumnType])
             f"them apart; give that field another name"
         )
     return Rate(of, columns[of], settings.rate.per)
+
+
+def _incident(name: str, settings: AlarmSettings, key: tuple[str, ...]) -> Incident | None:
+    """`group` is the short form of a text that names the alarm and some of its key."""
+    for column in settings.group:
+        if column not in key:
+            raise ConfigError(
+                f"alarms.{name}.group: {column!r} is no key column; there are {', '.join(key) or 'none'}"
+            )
+    if settings.group:
+        return Incident(f"{name}:" + ",".join(f"{column}={{{column}}}" for column in settings.group))
+    if settings.dedupe is None:
+        return None
+    known = {"alarm", *key, *settings.labels}
+    for label in _LABEL.findall(settings.dedupe):
+        if label not in known:
+            raise ConfigError(
+                f"alarms.{name}.dedupe: {label!r} is no label that stays; there are {', '.join(sorted(known))}"
+            )
+    if not settings.dedupe or re.search(r"[{}]", _LABEL.sub("", settings.dedupe)):
+        raise ConfigError(f"alarms.{name}.dedupe: write a text with labels in braces, such as power-{{site}}")
+    return Incident(settings.dedupe)
 
 
 def _known(setting: str, on: str, column: str, columns: Mapping[str, ColumnType]) -> None:

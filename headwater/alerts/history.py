@@ -10,8 +10,11 @@ from typing import Any, Final, Protocol
 import orjson
 import sqlalchemy as sa
 
+from headwater.alerts.announce import TOLD, Announcement
+from headwater.alerts.conditions import Incident
+from headwater.alerts.labels import labels_of
 from headwater.alerts.machine import Mark, Memory, Phase, State, from_json, to_json
-from headwater.alerts.outbox import TOLD, announce
+from headwater.alerts.routing import Router
 from headwater.alerts.tracker import Transition
 from headwater.database import ALARM_ACTIONS, ALARM_SHELVES, ALARM_STATES, ALARM_TRANSITIONS, ALARMS
 
@@ -23,6 +26,9 @@ HISTORY_US: Final = 90 * 86_400 * 1_000_000
 
 #: What `ALARMS.state` says after a transition; severity changes leave it as it is.
 _OPEN: Final = {State.FIRING: "firing", State.FLAPPING: "flapping", State.RESOLVED: "resolved"}
+
+
+NO_ROUTES: Final = Router()
 
 
 class Alarm(Protocol):
@@ -39,6 +45,9 @@ class Alarm(Protocol):
 
     @property
     def notify(self) -> Sequence[str]: ...
+
+    @property
+    def incident(self) -> Incident | None: ...
 
 
 def memories(connection: sa.Connection, alarm: Alarm) -> dict[str, Memory]:
@@ -81,6 +90,7 @@ def save(
     transitions: Sequence[Transition],
     readings: Mapping[Position, Mapping[str, Any]],
     now_us: int,
+    router: Router = NO_ROUTES,
 ) -> None:
     """Writes transitions in their order, the alarms they fire, change or resolve, and who is to be told.
 
@@ -123,14 +133,15 @@ def save(
             ).decode(),
             "labels": orjson.dumps(dict(alarm.labels)).decode(),
             "told": "[]",
+            "dedupe_key": _incident(alarm, one),
         }
         for id_, one in told
         if one.fresh
     ]
     if fresh:
         connection.execute(sa.insert(ALARMS), fresh)
-    if told and alarm.notify:
-        announce(connection, alarm.notify, alarm.labels, told, now_us)
+    if told and (alarm.notify or router):
+        Announcement(connection, router, alarm.notify, alarm.labels, now_us).tell(told)
     _change_alarms(connection, alarm, transitions)
 
 
@@ -152,6 +163,13 @@ def purge(connection: sa.Connection, before_us: int) -> None:
     connection.execute(
         sa.delete(ALARM_ACTIONS).where(ALARM_ACTIONS.c.alarm_id.not_in(sa.select(ALARMS.c.id)))
     )
+
+
+def _incident(alarm: Alarm, one: Transition) -> str | None:
+    if alarm.incident is None:
+        return None
+    severity = one.severity or alarm.severities[0]
+    return alarm.incident.key(labels_of(alarm.name, severity, orjson.loads(one.key), alarm.labels))
 
 
 def _memory(row: Any, severities: Sequence[str]) -> Memory:

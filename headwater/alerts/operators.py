@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from headwater.alerts import escalation
 from headwater.alerts.labels import row_labels
 from headwater.alerts.listing import shown
 from headwater.alerts.muting import MAX_LENGTH_US, Mutes
@@ -48,6 +49,7 @@ class Operators:
             if row.acknowledged_at is None:
                 values = {"acknowledged_at": now_us, "acknowledged_by": who}
                 connection.execute(sa.update(ALARMS).where(ALARMS.c.id == id_).values(values))
+            escalation.stop(connection, [id_])
             _act(connection, row, "acknowledge", who, comment, now_us)
             return _detail(connection, _alarm(connection, id_), now_us)
 

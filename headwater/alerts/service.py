@@ -23,6 +23,7 @@ from headwater.alerts.conditions import Alarm, compile_alarm
 from headwater.alerts.history import Position
 from headwater.alerts.listing import alarms
 from headwater.alerts.recovery import forget, restored, save
+from headwater.alerts.routing import Router
 from headwater.alerts.times import iso
 from headwater.alerts.tracker import FOREVER, Tracker, Transition
 from headwater.database import OFFSETS, Database, load_offsets, save_offsets
@@ -54,6 +55,7 @@ class AlarmService:
 
     schemas: by name of stream or query
     clock:   microseconds UTC
+    router:  who is told beside the targets that an alarm names
     raises:  ConfigError for an alarm that cannot be compiled, LogError
 
     At start an alarm that was not configured before begins at the log's end, and that place is committed. One
@@ -69,6 +71,7 @@ class AlarmService:
         alarms: Mapping[str, AlarmSettings],
         schemas: Mapping[str, Schema],
         clock: Callable[[], int],
+        router: Router = history.NO_ROUTES,
     ) -> None:
         compiled = [compile_alarm(name, settings, schemas) for name, settings in alarms.items()]
         self._database = database
@@ -80,7 +83,8 @@ class AlarmService:
         with database.begin() as connection:
             _forget_others(connection, compiled)
             self._streams = [
-                _StreamAlarms(log, database, connection, watching, clock) for watching in by_stream.values()
+                _StreamAlarms(log, database, connection, watching, clock, router)
+                for watching in by_stream.values()
             ]
 
     @staticmethod
@@ -126,7 +130,9 @@ class _StreamAlarms:
         connection: sa.Connection,
         alarms: Sequence[Alarm],
         clock: Callable[[], int],
+        router: Router,
     ) -> None:
+        self._router = router
         self._log = log
         self._database = database
         self._clock = clock
@@ -231,7 +237,7 @@ class _StreamAlarms:
         with self._database.begin() as connection:
             for tracker, transitions in judged:
                 told = [_with_key(one) for one in transitions]
-                history.save(connection, tracker.alarm, told, readings, now_us)
+                history.save(connection, tracker.alarm, told, readings, now_us, self._router)
             for tracker in self._trackers:
                 save(connection, tracker, now_us)
             save_offsets(connection, READER, self.id, after)

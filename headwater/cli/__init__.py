@@ -30,6 +30,7 @@ from headwater.cli.face import (
     settings_of,
     show,
 )
+from headwater.cli.notify import notify_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
@@ -38,6 +39,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Check and show the configur
 streams_app = typer.Typer(no_args_is_help=True, help="Streams, and topics that no stream matches.")
 app.add_typer(alarms_app, name="alarms")
 app.add_typer(silences_app, name="silences")
+app.add_typer(notify_app, name="notify")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 app.add_typer(streams_app, name="streams")
