@@ -17,6 +17,7 @@ import httpx
 import pyarrow as pa
 
 from headwater.errors import (
+    AlarmStateError,
     HeadwaterError,
     LogFullError,
     NotFoundError,
@@ -27,7 +28,10 @@ from headwater.errors import (
 )
 
 _ARROW = "application/vnd.apache.arrow.stream"
+#: Characters of an alarm's id.
+_ID_LENGTH = 24
 _RAISES = {
+    "AlarmStateError": AlarmStateError,
     "SqlError": SqlError,
     "RecordError": RecordError,
     "NotFoundError": NotFoundError,
@@ -93,6 +97,65 @@ class Client:
     def alarms(self, **filters: str) -> list[dict[str, Any]]:
         """Alarm instances, newest first; filters: state, alarm, limit."""
         return self._list("/api/v1/alarms", filters)
+
+    def alarm(self, id_: str) -> dict[str, Any]:
+        """One alarm with its labels and history. raises: NotFoundError"""
+        return self._json(f"/api/v1/alarms/{quote(id_, safe='')}")
+
+    def alarm_id(self, beginning: str) -> str:
+        """The one id of an alarm that begins so, among the latest 1,000; a whole id is taken as it is.
+
+        raises: NotFoundError when there is none, or more than one
+        """
+        if len(beginning) >= _ID_LENGTH:
+            return beginning
+        found = [each["id"] for each in self.alarms() if each["id"].startswith(beginning)]
+        if len(found) != 1:
+            raise NotFoundError(
+                f"alarm {beginning!r}: {len(found)} of the latest alarms have an id that begins so"
+            )
+        return str(found[0])
+
+    def act(self, id_: str, action: str, **body: str) -> dict[str, Any]:
+        """What an operator does with an alarm; gives it as `alarm` does.
+
+        action: acknowledge (who, comment), assign (who, to), comment (who, text), shelve (who, until, reason), unshelve
+                (who)
+        raises: NotFoundError, AlarmStateError, RecordError
+        """
+        path = f"/api/v1/alarms/{quote(id_, safe='')}/{action}"
+        answer: dict[str, Any] = self._request("POST", path, json=body).json()
+        return answer
+
+    def silences(self, **filters: str) -> list[dict[str, Any]]:
+        """Silences, the next to end first; filters: over."""
+        return self._list("/api/v1/silences", filters)
+
+    def silence(self, **body: Any) -> dict[str, Any]:
+        """A new silence: matchers, ends_at, starts_at, who, comment. raises: RecordError"""
+        answer: dict[str, Any] = self._request("POST", "/api/v1/silences", json=body).json()
+        return answer
+
+    def end_silence(self, id_: str, who: str) -> dict[str, Any]:
+        """Ends a silence now. raises: NotFoundError"""
+        path = f"/api/v1/silences/{quote(id_, safe='')}"
+        answer: dict[str, Any] = self._request("DELETE", path, params={"who": who}).json()
+        return answer
+
+    def notifications(self, **filters: str) -> list[dict[str, Any]]:
+        """Notifications, newest first; filters: state, target, limit."""
+        return self._list("/api/v1/notifications", filters)
+
+    def replay_notifications(self, **filters: str) -> int:
+        """Lets dead notifications wait again and gives their number; filters: target, notification."""
+        answer: dict[str, int] = self._request("POST", "/api/v1/notifications/replay", params=filters).json()
+        return answer["replayed"]
+
+    def test_target(self, target: str) -> dict[str, Any]:
+        """Sends one message to a target now: `delivered`, `error`. raises: NotFoundError"""
+        path = f"/api/v1/notify/{quote(target, safe='')}/test"
+        answer: dict[str, Any] = self._request("POST", path).json()
+        return answer
 
     def streams(self) -> list[dict[str, Any]]:
         """Streams and query results with their columns."""

@@ -17,15 +17,15 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validat
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headwater import budget
+from headwater.alarm_settings import AlarmSettings
 from headwater.declarations import (
-    AlarmSettings,
     DurationUs,
-    NotifySettings,
     QuerySection,
     Section,
     StreamSettings,
 )
 from headwater.errors import ConfigError
+from headwater.notify_settings import NotifySettings, RouteSettings
 from headwater.records import NAME, OWN_TABLES
 
 #: Memory of the program itself, its libraries and the buffers of its threads.
@@ -228,6 +228,7 @@ class Settings(BaseSettings):
     queries: dict[str, QuerySection] = Field(default_factory=dict)
     alarms: dict[str, AlarmSettings] = Field(default_factory=dict)
     notify: dict[str, NotifySettings] = Field(default_factory=dict)
+    routes: list[RouteSettings] = Field(default_factory=list)
 
     def buffers(self) -> list[budget.Buffer]:
         """Every buffer of a settable size, with how many there are of it."""
@@ -302,11 +303,17 @@ class Settings(BaseSettings):
                     f"alarms.{name}.on: {alarm.on!r} is no stream or query{_nearest(alarm.on, tables)}"
                 )
         told = {f"alarms.{name}": alarm.notify for name, alarm in self.alarms.items()}
-        for section, targets in {**told, "system": self.system.notify}.items():
+        told = {
+            f"{section}.notify": targets
+            for section, targets in {**told, "system": self.system.notify}.items()
+        }
+        for at, route in enumerate(self.routes):
+            told |= {f"routes[{at}].steps[{n}].to": step.to for n, step in enumerate(route.steps)}
+        for setting, targets in told.items():
             for target in targets:
                 if target not in self.notify:
                     raise ValueError(
-                        f"{section}.notify: {target!r} is no [notify.*] target{_nearest(target, list(self.notify))}"
+                        f"{setting}: {target!r} is no [notify.*] target{_nearest(target, list(self.notify))}"
                     )
         return self
 

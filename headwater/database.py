@@ -58,8 +58,9 @@ OFFSETS = sa.Table(
     sa.Column("offset", sa.BigInteger, nullable=False),
 )
 
-#: Alarm instances that are not inactive: `pending` and `firing`. key: JSON object of key columns.
-#: partition and offset: the row of the log that made it pending, from which its id is derived.
+#: Keys of which an alarm remembers something: `pending`, `firing`, `flapping`, or `inactive` with a memory of rows.
+#: key: JSON object of key columns. partition and offset: the row of the log that made it pending, from which its id is
+#: derived. memory: JSON of the state machine's memory, where there is more to it.
 ALARM_STATES = sa.Table(
     "alarm_states",
     METADATA,
@@ -71,6 +72,25 @@ ALARM_STATES = sa.Table(
     sa.Column("partition", sa.Integer, nullable=False),
     sa.Column("offset", sa.BigInteger, nullable=False),
     sa.Column("alarm_id", sa.Text, nullable=False),
+    sa.Column("memory", sa.Text),
+)
+
+#: What an alarm remembers of every key that sends, as journal records (docs/formats/alarm-rows.md).
+ALARM_ROWS = sa.Table(
+    "alarm_rows",
+    METADATA,
+    sa.Column("alarm", sa.Text, primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+#: The clock of an alarm that time can change, and when that was by the wall clock.
+ALARM_CLOCKS = sa.Table(
+    "alarm_clocks",
+    METADATA,
+    sa.Column("alarm", sa.Text, primary_key=True),
+    sa.Column("clock_us", sa.BigInteger, nullable=False),
+    sa.Column("wall_us", sa.BigInteger, nullable=False),
 )
 
 #: One row per firing: from firing to resolved. id is derived from alarm, key and log offset.
@@ -86,9 +106,52 @@ ALARMS = sa.Table(
     sa.Column("fired_at", sa.BigInteger, nullable=False),
     sa.Column("resolved_at", sa.BigInteger),
     sa.Column("reading", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text),  # JSON object of those declared
+    sa.Column("told", sa.Text),  # JSON list of the targets that have been told
+    sa.Column("dedupe_key", sa.Text, index=True),  # of the incident that it belongs to with others
+    sa.Column("acknowledged_at", sa.BigInteger),
+    sa.Column("acknowledged_by", sa.Text),
+    sa.Column("assignee", sa.Text),
 )
 
-#: Every transition, named by the row of the log that caused it.
+#: What people did with an alarm.
+ALARM_ACTIONS = sa.Table(
+    "alarm_actions",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("alarm_id", sa.Text, nullable=False, index=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+)
+
+#: Keys of alarms that do not notify until then.
+ALARM_SHELVES = sa.Table(
+    "alarm_shelves",
+    METADATA,
+    sa.Column("alarm", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("until", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+)
+
+#: Windows in which alarms whose labels match do not notify. matchers: JSON list.
+SILENCES = sa.Table(
+    "silences",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("matchers", sa.Text, nullable=False),
+    sa.Column("starts_at", sa.BigInteger, nullable=False),
+    sa.Column("ends_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_by", sa.Text),
+)
+
+#: Every transition, named by the row of the log that caused it, or had set the timer that did.
 ALARM_TRANSITIONS = sa.Table(
     "alarm_transitions",
     METADATA,
@@ -100,6 +163,7 @@ ALARM_TRANSITIONS = sa.Table(
     sa.Column("alarm_id", sa.Text),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("recorded_at", sa.BigInteger, nullable=False),
+    sa.Column("severity", sa.Text),
 )
 
 #: Outbox of notifications; id is the idempotency key, sequence the order in which a target gets them.
@@ -115,7 +179,19 @@ NOTIFICATIONS = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("next_at", sa.BigInteger, nullable=False),
     sa.Column("last_error", sa.Text),
+    sa.Column("created_at", sa.BigInteger),
+    sa.Column("digest", sa.Text),  # the message in which it is sent with others
     sa.Index("notifications_due", "target", "state", "sequence"),
+)
+
+#: Steps of routes that are yet to come. targets: JSON list.
+ALARM_ESCALATIONS = sa.Table(
+    "alarm_escalations",
+    METADATA,
+    sa.Column("alarm_id", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("due_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("targets", sa.Text, nullable=False),
 )
 
 #: Shadows; name '' is the classic one. A deleted shadow keeps its row, so that its version goes on.
@@ -144,8 +220,30 @@ def _create_all(connection: sa.Connection) -> None:
     METADATA.create_all(connection)
 
 
+def _add_what_is_missing(connection: sa.Connection) -> None:
+    """Tables and nullable columns that this version knows and the database lacks."""
+    METADATA.create_all(connection)
+    there = sa.inspect(connection)
+    quote = connection.dialect.identifier_preparer.quote
+    for table in METADATA.sorted_tables:
+        has = {column["name"] for column in there.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in has:
+                type_ = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(
+                    f"ALTER TABLE {quote(table.name)} ADD COLUMN {quote(column.name)} {type_}"
+                )
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+
+
 #: Step n leads from version n to n + 1; steps are appended, never changed.
-MIGRATIONS: Final = (_create_all,)
+MIGRATIONS: Final = (
+    _create_all,
+    _add_what_is_missing,  # alarms that remember rows and time
+    _add_what_is_missing,  # what operators do: actions, shelves, silences
+    _add_what_is_missing,  # incidents, escalation, digests
+)
 
 
 class Database:

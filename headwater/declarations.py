@@ -1,4 +1,6 @@
-"""What a user declares: streams, queries, alarms and notification targets, as sections of the configuration.
+"""What a user declares: streams and queries, as sections of the configuration.
+
+Alarms are in `alarm_settings.py`, targets and routes in `notify_settings.py`.
 
 Durations are written `250ms`, `10s`, `5m`, `1h`, `7d`.
 """
@@ -15,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -257,25 +258,3 @@ class QuerySection(Section):
 
     sql: str
     late: Literal["amend", "drop"] | None = Field(None, description="Overrides the stream's late policy.")
-
-
-class AlarmSettings(Section):
-    """An alarm: a condition with memory, one instance per key."""
-
-    on: str = Field(description="A stream or a query.")
-    where: str = Field(description="SQL condition that raises.")
-    clear: str | None = Field(None, description="SQL condition that resolves; absent: `where` is false.")
-    key: list[str] = Field(
-        default_factory=list, description="Columns that name an instance; default the key."
-    )
-    for_: DurationUs = Field(0, alias="for", description="How long `where` must hold, event time.")
-    severity: Literal["info", "warning", "minor", "major", "critical"] = "major"
-    notify: list[str] = Field(default_factory=list, description="Names of `[notify.*]` targets.")
-
-
-class NotifySettings(Section):
-    """A notification target."""
-
-    url: SecretStr = Field(
-        description="An Apprise URL, http(s)://... (a JSON webhook), or mqtt:topic/{alarm}/{device}."
-    )

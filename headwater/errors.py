@@ -12,6 +12,7 @@
     ├── RecordError          a record does not fit its stream: names field and value
     ├── StoreError           the table store
     ├── NotFoundError        a stream, alarm, dead letter or shadow that does not exist
+    ├── AlarmStateError      an action that an alarm's state does not allow
     └── ShadowError          a refused shadow request, with the AWS error code
 
 Messages say what was attempted, on what, what was found, and how to fix it.
@@ -73,6 +74,10 @@ class StoreError(HeadwaterError):
 
 class NotFoundError(HeadwaterError):
     """What was asked for does not exist."""
+
+
+class AlarmStateError(HeadwaterError):
+    """An action that an alarm's state does not allow."""
 
 
 class ShadowError(HeadwaterError):

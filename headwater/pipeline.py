@@ -19,6 +19,7 @@ import structlog
 from headwater import database as db
 from headwater import durable, schemas
 from headwater.alerts.notify import Notifier
+from headwater.alerts.routing import Router
 from headwater.alerts.service import AlarmService
 from headwater.api.parts import Parts
 from headwater.config import Settings
@@ -77,6 +78,7 @@ class Pipeline:
                 window, most = stream.dedupe_window, stream.dedupe_max_keys
                 self.log.dedupe(self.schemas[name], stream.dedupe, window, most, clock())
         self._workers: list[Worker] = []
+        router = Router(settings.routes)
         store = letters = engine = alarms = notifier = shadows = None
         if settings.pipeline.enabled:
             store = EmbeddedStore(self.log, self.directory, settings.store, settings.query, clock)
@@ -93,7 +95,7 @@ class Pipeline:
                 late = settings.queries[name].late or (source.late if source else "amend")
                 lateness = source.lateness if source else 0
                 engine.add(query, self.schemas[query.source], self.schemas[name], lateness, late)
-            alarms = AlarmService(self.log, self.database, settings.alarms, self.schemas, clock)
+            alarms = AlarmService(self.log, self.database, settings.alarms, self.schemas, clock, router)
             notifier = Notifier(self.database, self.log, settings.notify, clock)
             shadows = ShadowService(self.log, self.database, settings.shadow, clock)
         else:
@@ -116,11 +118,12 @@ class Pipeline:
             store=store,
             letters=letters,
             engine=engine,
+            alarms=alarms,
             shadows=shadows,
             notifier=notifier,
             workers=self._workers,
         )
-        selfcheck = SelfCheck(self.database, own_alarms(self.parts, settings.system.notify), clock)
+        selfcheck = SelfCheck(self.database, own_alarms(self.parts, settings.system.notify), clock, router)
         services = {
             "store": store,
             "streams": engine,
@@ -193,3 +196,4 @@ def check(settings: Settings) -> None:
     tables, _ = schemas.planned(settings)
     AlarmService.check(settings.alarms, tables)
     Notifier.check(settings.notify)
+    Router(settings.routes)

@@ -8,15 +8,16 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from headwater import alarm_settings, notify_settings
+from headwater.alarm_settings import AlarmSettings
 from headwater.config import Settings
 from headwater.declarations import (
-    AlarmSettings,
     FieldSettings,
-    NotifySettings,
     QuerySection,
     StreamSettings,
     TimeSettings,
 )
+from headwater.notify_settings import NotifySettings
 
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
 
@@ -97,7 +98,9 @@ def settings_page() -> str:
         ("time", TimeSettings),
         ("[queries.NAME]", QuerySection),
         ("[alarms.NAME]", AlarmSettings),
+        *alarm_settings.sections(),
         ("[notify.NAME]", NotifySettings),
+        *notify_settings.sections(),
     ]
     for title, model in named:
         lines += [

@@ -62,8 +62,11 @@ def named_columns(settings: Settings, name: str) -> list[str]:
     that a rule can be written before the first message."""
     texts = [q.sql for q in settings.queries.values() if name in _words(q.sql)]
     alarms = [alarm for alarm in settings.alarms.values() if alarm.on == name]
-    texts += [f"SELECT {sql}" for alarm in alarms for sql in (alarm.where, alarm.clear) if sql]
+    texts += [f"SELECT {sql}" for alarm in alarms for _, sql in alarm.conditions]
+    texts += [f"SELECT {alarm.rate.of}" for alarm in alarms if alarm.rate]
     known = {column.name for column in stream_columns(settings.streams[name])} | _OF_WINDOWS
+    if any(alarm.rate for alarm in alarms):
+        known.add("rate")  # Which the alarm adds.
     found: dict[str, None] = {}
     for text in texts:
         try:

@@ -7,7 +7,7 @@ line is there at once and the rest follows as soon as it can.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,8 @@ import orjson
 import structlog
 
 from headwater.alerts import history
-from headwater.alerts.machine import Instance, State
+from headwater.alerts.machine import Mark, Memory, Phase, State
+from headwater.alerts.routing import Router
 from headwater.alerts.tracker import Transition
 from headwater.api.books import books
 from headwater.api.parts import Parts
@@ -46,6 +47,20 @@ class OwnAlarm:
     checks: int = 1
     notify: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """None of its own."""
+        return {}
+
+    @property
+    def incident(self) -> None:
+        """Each part is one of its own."""
+
+    @property
+    def severities(self) -> tuple[str, ...]:
+        """One step."""
+        return (self.severity,)
+
 
 class SelfCheck:
     """Watches `alarms`; driven by one thread that calls `step`, about once a second.
@@ -53,18 +68,26 @@ class SelfCheck:
     clock: microseconds UTC
     """
 
-    def __init__(self, database: Database, alarms: Sequence[OwnAlarm], clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        alarms: Sequence[OwnAlarm],
+        clock: Callable[[], int],
+        router: Router = history.NO_ROUTES,
+    ) -> None:
+        self._router = router
         self._database = database
         self._alarms = alarms
         self._clock = clock
         #: By alarm and key: how often in a row it was found, and the instance once it has fired.
         self._found: dict[tuple[str, str], int] = {}
-        self._firing: dict[tuple[str, str], Instance] = {}
-        self._waiting: list[tuple[OwnAlarm, Transition, dict[str, Any]]] = []
+        self._firing: dict[tuple[str, str], Mark] = {}
+        self._waiting: list[tuple[OwnAlarm, Transition]] = []
         with database.read() as connection:
             for alarm in alarms:
-                for key, instance in history.open_instances(connection, alarm.name).items():
-                    self._firing[alarm.name, key] = instance
+                for key, memory in history.memories(connection, alarm).items():
+                    if memory.shown is not None:
+                        self._firing[alarm.name, key] = memory.shown
 
     def step(self) -> bool:
         """Checks everything once and records what has changed.
@@ -85,9 +108,9 @@ class SelfCheck:
         for key, reading in found.items():
             times = self._found[alarm.name, key] = self._found.get((alarm.name, key), 0) + 1
             if times >= alarm.checks and (alarm.name, key) not in self._firing:
-                instance = Instance(now_us, 0, self._position(now_us), firing=True)
-                self._firing[alarm.name, key] = instance
-                self._enter(alarm, key, State.FIRING, instance, reading, now_us)
+                shown = Mark(now_us, 0, self._position(now_us))
+                self._firing[alarm.name, key] = shown
+                self._enter(alarm, key, State.FIRING, shown, reading, now_us)
         for name, key in [each for each in self._found if each[0] == alarm.name and each[1] not in found]:
             del self._found[name, key]
         for name, key in [each for each in self._firing if each[0] == alarm.name and each[1] not in found]:
@@ -95,7 +118,7 @@ class SelfCheck:
 
     def _position(self, now_us: int) -> int:
         """Names an instance as the offset of a row does: the time, or the next microsecond that is free."""
-        last = max((one.offset for _, one, _ in self._waiting), default=0)
+        last = max((one.offset for _, one in self._waiting), default=0)
         return max(now_us, last + 1)
 
     def _enter(
@@ -103,23 +126,27 @@ class SelfCheck:
         alarm: OwnAlarm,
         key: str,
         state: State,
-        instance: Instance,
+        shown: Mark,
         reading: dict[str, Any],
         now_us: int,
     ) -> None:
         say = _logger.error if state is State.FIRING else _logger.info
         say("own alarm", alarm=alarm.name, key=orjson.loads(key), state=state.value, **reading)
-        transition = Transition(key, state, instance, now_us, instance.partition, self._position(now_us))
+        offset, fresh = self._position(now_us), state is State.FIRING
+        transition = Transition(key, state, shown, now_us, 0, offset, fresh=fresh, reading=reading)
         if len(self._waiting) < MAX_WAITING:
-            self._waiting.append((alarm, transition, reading))
+            self._waiting.append((alarm, transition))
 
     def _record(self, now_us: int) -> None:
         if not self._waiting:
             return
         with self._database.begin() as connection:
-            for alarm, transition, reading in self._waiting:
-                position = (transition.partition, transition.offset)
-                history.save(connection, alarm, [transition], {position: reading}, now_us)
+            for alarm, transition in self._waiting:
+                history.save(connection, alarm, [transition], {}, now_us, self._router)
+                shown = transition.shown
+                firing = Memory(phase=Phase.FIRING, level=1, start=shown, shown=shown)
+                open_ = transition.state is State.FIRING
+                history.save_memories(connection, alarm, {transition.key: firing if open_ else None})
         self._waiting.clear()
 
 

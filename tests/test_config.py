@@ -111,6 +111,30 @@ def test_key_defaults(tmp_path: Path, topic: str, fields: str, key: str | None) 
             "'tt' is no stream or query; did you mean 't'?",
         ),
         (STREAM + '[alarms.a]\non = "t"\nwhere = "x"\nnotify = ["ops"]\n', "'ops' is no [notify.*] target"),
+        (STREAM + '[alarms.a]\non = "t"\n', "alarms.a: an alarm needs where, any, all, steps or silent"),
+        (
+            STREAM + '[alarms.a]\non = "t"\nwhere = "y > 1"\nany = ["y > 2"]\n',
+            "where and any: an alarm has one of",
+        ),
+        (STREAM + '[alarms.a]\non = "t"\nsilent = "5m"\nfor = "1m"\n', "for: an alarm with silent"),
+        (
+            STREAM + '[alarms.a]\non = "t"\nwhere = "y > 1"\nrepeat = { count = 4, of = 3 }\n',
+            "alarms.a.repeat: repeat: 4 of the last 3 rows can never be true",
+        ),
+        (
+            STREAM
+            + '[alarms.a]\non = "t"\nsteps = [{ where = "y > 2", severity = "major" }, { where = "y > 1", '
+            'severity = "minor" }]\n',
+            "each step must be more severe",
+        ),
+        (
+            STREAM + '[alarms.a]\non = "t"\nwhere = "y > 1"\nschedule = { zone = "Mars" }\n',
+            "alarms.a.schedule.0.zone: 'Mars' is no time zone",
+        ),
+        (
+            STREAM + '[alarms.a]\non = "t"\nwhere = "y > 1"\nlabels = { severity = "x" }\n',
+            "labels: 'severity': a label is",
+        ),
         ('[streams.dead_letters]\ntopic = "a"\nfields = { y = "double" }\n', "is a table of the product"),
     ],
 )

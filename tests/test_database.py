@@ -76,6 +76,21 @@ def test_commit_is_synced(database: db.Database) -> None:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
+def test_a_database_of_before_gets_what_it_lacks(tmp_path: Path, database: db.Database) -> None:
+    with database.begin() as connection:
+        for table in ("alarm_rows", "alarm_clocks"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("ALTER TABLE alarm_states DROP COLUMN memory")
+        connection.execute(sa.update(db.VERSION).values(version=1))
+    database.close()
+    again = db.Database.in_directory(tmp_path, None)
+    with again.read() as connection:
+        for table in (db.ALARM_STATES, db.ALARM_ROWS, db.ALARM_CLOCKS):
+            assert connection.execute(sa.select(table)).all() == []
+        assert connection.scalar(sa.select(db.VERSION.c.version)) == len(db.MIGRATIONS)
+    again.close()
+
+
 def test_newer_database_is_refused(tmp_path: Path, database: db.Database) -> None:
     with database.begin() as connection:
         connection.execute(sa.update(db.VERSION).values(version=99))

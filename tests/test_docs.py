@@ -12,9 +12,11 @@ import typer
 from pydantic import BaseModel
 
 from headwater import reference
+from headwater.alarm_settings import AlarmSettings
 from headwater.api.metrics import GATEWAY_COUNTERS
 from headwater.cli import app
-from headwater.declarations import AlarmSettings, NotifySettings, QuerySection, StreamSettings
+from headwater.declarations import QuerySection, StreamSettings
+from headwater.notify_settings import NotifySettings, RouteSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -43,6 +45,7 @@ def test_the_page_of_settings_is_the_one_that_the_settings_make() -> None:
         ("queries", QuerySection),
         ("alarms", AlarmSettings),
         ("notify", NotifySettings),
+        ("routes", RouteSettings),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

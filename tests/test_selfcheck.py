@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from headwater.alerts.history import alarms
+from headwater.alerts.listing import alarms
 from headwater.database import NOTIFICATIONS, Database
 from headwater.selfcheck import OwnAlarm, SelfCheck
 

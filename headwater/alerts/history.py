@@ -1,18 +1,22 @@
-"""Alarms in the database: what a batch's transitions write, in the caller's transaction, and what the API shows."""
+"""What alarms leave in the database, in the caller's transaction: transitions, alarms, memories, and who is to be
+told."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 import orjson
 import sqlalchemy as sa
 
-from headwater.alerts.machine import Instance, State
+from headwater.alerts.announce import TOLD, Announcement
+from headwater.alerts.conditions import Incident
+from headwater.alerts.labels import labels_of
+from headwater.alerts.machine import Mark, Memory, Phase, State, from_json, to_json
+from headwater.alerts.routing import Router
 from headwater.alerts.tracker import Transition
-from headwater.database import ALARM_STATES, ALARM_TRANSITIONS, ALARMS, NOTIFICATIONS, Database
+from headwater.database import ALARM_ACTIONS, ALARM_SHELVES, ALARM_STATES, ALARM_TRANSITIONS, ALARMS
 
 #: A row of the log: (partition, offset).
 Position = tuple[int, int]
@@ -20,8 +24,11 @@ Position = tuple[int, int]
 #: Resolved alarms and transitions are kept for so long after they were recorded. Ours.
 HISTORY_US: Final = 90 * 86_400 * 1_000_000
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_BATCH: Final = 500  # keys in one IN list; SQLite takes 32,766 parameters
+#: What `ALARMS.state` says after a transition; severity changes leave it as it is.
+_OPEN: Final = {State.FIRING: "firing", State.FLAPPING: "flapping", State.RESOLVED: "resolved"}
+
+
+NO_ROUTES: Final = Router()
 
 
 class Alarm(Protocol):
@@ -31,48 +38,50 @@ class Alarm(Protocol):
     def name(self) -> str: ...
 
     @property
-    def severity(self) -> str: ...
+    def severities(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> Mapping[str, str]: ...
 
     @property
     def notify(self) -> Sequence[str]: ...
 
-
-def alarms(
-    database: Database, state: str | None = None, alarm: str | None = None, limit: int = 1000
-) -> list[dict[str, Any]]:
-    """Alarm instances as the API shows them, the latest first.
-
-    state: `pending`, `firing` or `resolved`; None: all
-    gives: `id`, `alarm`, `key` (object), `state`, `severity`, `since` (it became pending), `fired_at`, `resolved_at`
-           (ISO 8601 UTC or None), `reading` (the row that fired; None while pending)
-    """
-    found: list[dict[str, Any]] = []
-    with database.read() as connection:
-        if state in (None, State.PENDING):
-            pending = sa.select(ALARM_STATES).where(ALARM_STATES.c.state == State.PENDING.value)
-            if alarm is not None:
-                pending = pending.where(ALARM_STATES.c.alarm == alarm)
-            for row in connection.execute(pending.order_by(ALARM_STATES.c.pending_since.desc()).limit(limit)):
-                found.append(_shown(row, row.alarm_id, None, None, None))
-        if state != State.PENDING:
-            fired = sa.select(ALARMS)
-            if state is not None:
-                fired = fired.where(ALARMS.c.state == state)
-            if alarm is not None:
-                fired = fired.where(ALARMS.c.alarm == alarm)
-            for row in connection.execute(fired.order_by(ALARMS.c.pending_since.desc()).limit(limit)):
-                found.append(_shown(row, row.id, row.fired_at, row.resolved_at, orjson.loads(row.reading)))
-    found.sort(key=lambda shown: (shown["since"], shown["id"]), reverse=True)
-    return found[:limit]
+    @property
+    def incident(self) -> Incident | None: ...
 
 
-def open_instances(connection: sa.Connection, alarm: str) -> dict[str, Instance]:
-    """Pending and firing instances of an alarm by their key in JSON."""
-    rows = connection.execute(sa.select(ALARM_STATES).where(ALARM_STATES.c.alarm == alarm))
-    return {
-        row.key: Instance(row.pending_since, row.partition, row.offset, row.state == State.FIRING)
-        for row in rows
-    }
+def memories(connection: sa.Connection, alarm: Alarm) -> dict[str, Memory]:
+    """What is remembered of an alarm's keys, by their key in JSON."""
+    rows = connection.execute(sa.select(ALARM_STATES).where(ALARM_STATES.c.alarm == alarm.name))
+    return {row.key: _memory(row, alarm.severities) for row in rows}
+
+
+def save_memories(connection: sa.Connection, alarm: Alarm, changed: Mapping[str, Memory | None]) -> None:
+    """Writes what is remembered of these keys from now on; None: nothing."""
+    if not changed:
+        return
+    was = sa.and_(ALARM_STATES.c.alarm == alarm.name, ALARM_STATES.c.key == sa.bindparam("key_"))
+    connection.execute(sa.delete(ALARM_STATES).where(was), [{"key_": key} for key in changed])
+    rows = []
+    for key, memory in changed.items():
+        if memory is None:
+            continue
+        shown = memory.shown or Mark(0, 0, 0)
+        rows.append(
+            {
+                "alarm": alarm.name,
+                "key": key,
+                "state": memory.state.value,
+                "pending_since": shown.at_us,
+                "partition": shown.partition,
+                "offset": shown.offset,
+                "severity": alarm.severities[max(memory.level, 1) - 1],
+                "alarm_id": alarm_id(alarm.name, key, shown) if memory.shown else "",
+                "memory": None if _is_plain(memory) else to_json(memory),
+            }
+        )
+    if rows:
+        connection.execute(sa.insert(ALARM_STATES), rows)
 
 
 def save(
@@ -81,18 +90,16 @@ def save(
     transitions: Sequence[Transition],
     readings: Mapping[Position, Mapping[str, Any]],
     now_us: int,
+    router: Router = NO_ROUTES,
 ) -> None:
-    """Writes transitions in log order, what they leave open, the alarms they fire or resolve, and who is to be told.
+    """Writes transitions in their order, the alarms they fire, change or resolve, and who is to be told.
 
-    readings: the whole row, ready for JSON, of every transition to firing
+    readings: the whole row, ready for JSON, of every transition that is fresh and has no reading of its own
     """
-    states: dict[str, dict[str, Any]] = {}
-    fired: dict[str, dict[str, Any]] = {}
-    resolved: list[dict[str, Any]] = []
-    told: list[tuple[str, State]] = []
     history: list[dict[str, Any]] = []
+    told: list[tuple[str, Transition]] = []
     for one in transitions:
-        id_, position = alarm_id(alarm.name, one.key, one.instance), (one.partition, one.offset)
+        id_ = alarm_id(alarm.name, one.key, one.shown)
         history.append(
             {
                 "alarm": alarm.name,
@@ -103,55 +110,44 @@ def save(
                 "alarm_id": id_,
                 "at": one.at_us,
                 "recorded_at": now_us,
+                "severity": one.severity,
             }
         )
-        states[one.key] = {
+        if one.state in TOLD:
+            told.append((id_, one))
+    if not history:
+        return
+    connection.execute(sa.insert(ALARM_TRANSITIONS), history)
+    fresh = [
+        {
+            "id": id_,
             "alarm": alarm.name,
             "key": one.key,
-            "state": one.state.value,
-            "pending_since": one.instance.since_us,
-            "partition": one.instance.partition,
-            "offset": one.instance.offset,
-            "severity": alarm.severity,
-            "alarm_id": id_,
+            "state": _OPEN[one.state],
+            "severity": one.severity or alarm.severities[0],
+            "pending_since": one.shown.at_us,
+            "fired_at": one.at_us,
+            "resolved_at": None,
+            "reading": orjson.dumps(
+                readings[one.partition, one.offset] if one.reading is None else one.reading
+            ).decode(),
+            "labels": orjson.dumps(dict(alarm.labels)).decode(),
+            "told": "[]",
+            "dedupe_key": _incident(alarm, one),
         }
-        if one.state is State.FIRING:
-            fired[id_] = {
-                "id": id_,
-                "alarm": alarm.name,
-                "key": one.key,
-                "state": State.FIRING.value,
-                "severity": alarm.severity,
-                "pending_since": one.instance.since_us,
-                "fired_at": one.at_us,
-                "resolved_at": None,
-                "reading": orjson.dumps(readings[position]).decode(),
-            }
-        if one.state is State.RESOLVED:
-            resolved.append({"id_": id_, "at": one.at_us})
-        if one.state in (State.FIRING, State.RESOLVED):
-            told.append((id_, one.state))
-
-    connection.execute(sa.insert(ALARM_TRANSITIONS), history)
-    was = sa.and_(ALARM_STATES.c.alarm == alarm.name, ALARM_STATES.c.key == sa.bindparam("key_"))
-    connection.execute(sa.delete(ALARM_STATES).where(was), [{"key_": key} for key in states])
-    still = [row for row in states.values() if row["state"] in (State.PENDING, State.FIRING)]
-    if still:
-        connection.execute(sa.insert(ALARM_STATES), still)
-    if fired:
-        connection.execute(sa.insert(ALARMS), list(fired.values()))
-    if resolved:
-        update = sa.update(ALARMS).where(ALARMS.c.id == sa.bindparam("id_"))
-        connection.execute(
-            update.values(state=State.RESOLVED.value, resolved_at=sa.bindparam("at")), resolved
-        )
-    if alarm.notify and told:
-        _notify(connection, alarm.notify, told, now_us)
+        for id_, one in told
+        if one.fresh
+    ]
+    if fresh:
+        connection.execute(sa.insert(ALARMS), fresh)
+    if told and (alarm.notify or router):
+        Announcement(connection, router, alarm.notify, alarm.labels, now_us).tell(told)
+    _change_alarms(connection, alarm, transitions)
 
 
-def alarm_id(alarm: str, key: str, instance: Instance) -> str:
-    """The instance's name: the same whenever the same rows are judged again."""
-    text = f"{alarm}\n{key}\n{instance.partition}\n{instance.offset}"
+def alarm_id(alarm: str, key: str, shown: Mark) -> str:
+    """The alarm's name: the same whenever the same rows are judged again."""
+    text = f"{alarm}\n{key}\n{shown.partition}\n{shown.offset}"
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
@@ -162,57 +158,57 @@ def purge(connection: sa.Connection, before_us: int) -> None:
     connection.execute(
         sa.delete(ALARMS).where(ALARMS.c.state == State.RESOLVED.value, ALARMS.c.id.not_in(left))
     )
+    # A shelf is known by its time alone; one that is over by so long belongs to no alarm that is kept.
+    connection.execute(sa.delete(ALARM_SHELVES).where(ALARM_SHELVES.c.until < before_us))
+    connection.execute(
+        sa.delete(ALARM_ACTIONS).where(ALARM_ACTIONS.c.alarm_id.not_in(sa.select(ALARMS.c.id)))
+    )
 
 
-def iso(at_us: int) -> str:
-    """A time as the API writes it: ISO 8601, UTC."""
-    return (_EPOCH + timedelta(microseconds=at_us)).isoformat().replace("+00:00", "Z")
+def _incident(alarm: Alarm, one: Transition) -> str | None:
+    if alarm.incident is None:
+        return None
+    severity = one.severity or alarm.severities[0]
+    return alarm.incident.key(labels_of(alarm.name, severity, orjson.loads(one.key), alarm.labels))
 
 
-def _notify(
-    connection: sa.Connection, targets: Sequence[str], told: Sequence[tuple[str, State]], now_us: int
-) -> None:
-    rows: dict[str, Any] = {}
-    ids = list(dict.fromkeys(id_ for id_, _ in told))
-    for at in range(0, len(ids), _BATCH):
-        for row in connection.execute(sa.select(ALARMS).where(ALARMS.c.id.in_(ids[at : at + _BATCH]))):
-            rows[row.id] = row
-    sequence = connection.scalar(sa.select(sa.func.max(NOTIFICATIONS.c.sequence))) or 0
-    outbox = []
-    for id_, state in told:
-        row = rows[id_]
-        # The alarm may be resolved in the same batch; the first message still says firing.
-        resolved_at = row.resolved_at if state is State.RESOLVED else None
-        shown = _shown(row, id_, row.fired_at, resolved_at, orjson.loads(row.reading)) | {
-            "state": state.value
-        }
-        for target in targets:
-            sequence += 1
-            outbox.append(
-                {
-                    "id": f"{id_}-{state.value}-{target}",
-                    "sequence": sequence,
-                    "alarm_id": id_,
-                    "target": target,
-                    "body": orjson.dumps(shown).decode(),
-                    "state": "waiting",
-                    "attempts": 0,
-                    "next_at": now_us,
-                    "last_error": None,
-                }
-            )
-    connection.execute(sa.insert(NOTIFICATIONS), outbox)
+def _memory(row: Any, severities: Sequence[str]) -> Memory:
+    if row.memory is not None:
+        return from_json(row.memory)
+    start = Mark(row.pending_since, row.partition, row.offset)
+    level = severities.index(row.severity) + 1 if row.severity in severities else 1
+    phase = Phase.FIRING if row.state == State.FIRING else Phase.PENDING
+    return Memory(phase=phase, level=level, start=start, shown=start)
 
 
-def _shown(row: Any, id_: str, fired_at: int | None, resolved_at: int | None, reading: Any) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "alarm": row.alarm,
-        "key": orjson.loads(row.key),
-        "state": row.state,
-        "severity": row.severity,
-        "since": iso(row.pending_since),
-        "fired_at": None if fired_at is None else iso(fired_at),
-        "resolved_at": None if resolved_at is None else iso(resolved_at),
-        "reading": reading,
-    }
+def _is_plain(memory: Memory) -> bool:
+    """Whether the columns beside it say all of this memory."""
+    return memory.phase is not Phase.IDLE and memory == Memory(
+        phase=memory.phase, level=memory.level, start=memory.shown, shown=memory.shown
+    )
+
+
+def _change_alarms(connection: sa.Connection, alarm: Alarm, transitions: Sequence[Transition]) -> None:
+    changes: dict[str, dict[str, Any]] = {}
+    for one in transitions:
+        values: dict[str, Any] = {}
+        if one.state in _OPEN and not one.fresh:
+            values["state"] = _OPEN[one.state]
+        if one.state is State.RESOLVED:
+            values["resolved_at"] = one.at_us
+        if one.state is State.SEVERITY_UP:
+            # Worse than what was acknowledged.
+            values |= {"acknowledged_at": None, "acknowledged_by": None}
+        if one.severity is not None and not one.fresh and one.state is not State.PENDING:
+            values["severity"] = one.severity
+        if values:
+            changes.setdefault(alarm_id(alarm.name, one.key, one.shown), {}).update(values)
+    by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for id_, values in changes.items():
+        by_columns.setdefault(tuple(sorted(values)), []).append({"id_": id_, **values})
+    for columns, rows in by_columns.items():
+        update = sa.update(ALARMS).where(ALARMS.c.id == sa.bindparam("id_"))
+        connection.execute(
+            update.values({name: sa.bindparam(f"new_{name}") for name in columns}),
+            [{"id_": row["id_"], **{f"new_{name}": row[name] for name in columns}} for row in rows],
+        )

@@ -1,27 +1,32 @@
 """The alarm service: reads streams behind its own offsets and judges every alarm once per row.
 
-One reader per stream serves all its alarms. What a batch changes (transitions, open instances, alarms, notifications)
-is committed in one transaction with the offsets; batches that change nothing move the committed offsets at most once
-a second, because judging their rows again after a crash changes nothing again.
+One reader per stream serves all its alarms. What a batch changes (transitions, alarms, memories, clocks,
+notifications) is committed in one transaction with the offsets. Batches that enter no state are committed at most
+once a second: judged again from what was committed before, they come to the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
+import orjson
 import pyarrow as pa
 import sqlalchemy as sa
 import structlog
 
+from headwater.alarm_settings import AlarmSettings
 from headwater.alerts import history
 from headwater.alerts.conditions import Alarm, compile_alarm
-from headwater.alerts.history import Position, alarms
-from headwater.alerts.machine import State
-from headwater.alerts.tracker import Judgement, Tracker
+from headwater.alerts.history import Position
+from headwater.alerts.listing import alarms
+from headwater.alerts.recovery import forget, restored, save
+from headwater.alerts.routing import Router
+from headwater.alerts.times import iso
+from headwater.alerts.tracker import FOREVER, Tracker, Transition
 from headwater.database import OFFSETS, Database, load_offsets, save_offsets
-from headwater.declarations import AlarmSettings
 from headwater.errors import LogError
 from headwater.expressions import Frame
 from headwater.log.base import Log, Reader
@@ -36,6 +41,10 @@ READER: Final = "alarms"
 BATCH_ROWS: Final = 65_536
 
 _COMMIT_INTERVAL_US: Final = 1_000_000
+#: How long clocks may stand still in the database, which bounds the waiting that a restart forgets.
+_CLOCK_INTERVAL_US: Final = 5_000_000
+#: Rows after which what is remembered of them is committed in any case: bounds what one commit writes.
+_COMMIT_ROWS: Final = 1 << 20
 _PURGE_INTERVAL_US: Final = 3_600_000_000
 
 _logger = structlog.get_logger(__name__)
@@ -46,6 +55,7 @@ class AlarmService:
 
     schemas: by name of stream or query
     clock:   microseconds UTC
+    router:  who is told beside the targets that an alarm names
     raises:  ConfigError for an alarm that cannot be compiled, LogError
 
     At start an alarm that was not configured before begins at the log's end, and that place is committed. One
@@ -61,6 +71,7 @@ class AlarmService:
         alarms: Mapping[str, AlarmSettings],
         schemas: Mapping[str, Schema],
         clock: Callable[[], int],
+        router: Router = history.NO_ROUTES,
     ) -> None:
         compiled = [compile_alarm(name, settings, schemas) for name, settings in alarms.items()]
         self._database = database
@@ -72,7 +83,8 @@ class AlarmService:
         with database.begin() as connection:
             _forget_others(connection, compiled)
             self._streams = [
-                _StreamAlarms(log, database, connection, watching, clock) for watching in by_stream.values()
+                _StreamAlarms(log, database, connection, watching, clock, router)
+                for watching in by_stream.values()
             ]
 
     @staticmethod
@@ -98,10 +110,14 @@ class AlarmService:
         """By stream: every row below these offsets is judged and what it changed is committed."""
         return {stream.id: stream.position for stream in self._streams}
 
+    def refused(self) -> dict[str, int]:
+        """By alarm: keys, or raises of keys, since the start, that found `max_keys` keys remembered already."""
+        return {name: count for stream in self._streams for name, count in stream.refused.items()}
+
     def close(self) -> None:
         """Commits the offsets; the service is of no use afterwards."""
         for stream in self._streams:
-            stream.commit_position()
+            stream.close()
 
 
 class _StreamAlarms:
@@ -114,83 +130,125 @@ class _StreamAlarms:
         connection: sa.Connection,
         alarms: Sequence[Alarm],
         clock: Callable[[], int],
+        router: Router,
     ) -> None:
+        self._router = router
         self._log = log
         self._database = database
         self._clock = clock
+        self._alarms = alarms
+        self._reader: Reader | None = None
+        self._whole = True
         self._schema = alarms[0].schema
         self.id = self._schema.stream
-        end = log.end(self.id)
-        starts = [_start(connection, alarm, end) for alarm in alarms]
-        self.trackers = [
-            Tracker(alarm, history.open_instances(connection, alarm.name), start)
-            for alarm, start in zip(alarms, starts, strict=True)
+        wanted = frozenset[str]().union(*(alarm.columns for alarm in alarms))
+        self._columns = [column.name for column in self._schema.columns if column.name in wanted]
+        self._load(connection)
+
+    def step(self) -> bool:
+        """Judges at most BATCH_ROWS rows, or, where there are none, what time has done.
+
+        After a commit that failed everything is taken from the last one that did not, and its rows are read again.
+        """
+        if not self._whole:
+            with self._database.begin() as connection:
+                self._load(connection)
+        self._whole = False
+        if self._reader is None:
+            self._reader = self._log.reader(self.id, self.position, self._columns)
+        batch = self._reader.read(BATCH_ROWS)
+        if batch is not None:
+            self._judge(batch, self._reader.offsets())
+            if self._clock() - self._moved_us >= _CLOCK_INTERVAL_US:
+                self._tick()
+        elif not self._tick() and self._is_due():
+            self.commit()
+        self._whole = True
+        return batch is not None
+
+    def commit(self) -> None:
+        """Commits how far reading has come and what is remembered, where that is not committed."""
+        if self.position != self._committed:
+            self._commit([], self.position)
+
+    def close(self) -> None:
+        if self._whole:
+            self.commit()
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """By alarm: see `Tracker.refused`."""
+        return {tracker.alarm.name: tracker.refused for tracker in self._trackers}
+
+    def _load(self, connection: sa.Connection) -> None:
+        """Everything as it was last committed; new alarms begin at the log's end."""
+        end = self._log.end(self.id)
+        now_us = self._clock()
+        self._trackers = [
+            restored(connection, alarm, _start(connection, alarm, end), now_us) for alarm in self._alarms
         ]
         committed = load_offsets(connection, READER, self.id) or end
         self.position = self._kept(committed)
         save_offsets(connection, READER, self.id, self.position)
         self._committed = self.position
-        self._committed_us = clock()
-        log.hold(READER, self.id, self.position)
-        wanted = frozenset[str]().union(*(alarm.columns for alarm in alarms))
-        self._columns = [column.name for column in self._schema.columns if column.name in wanted]
-        self._reader: Reader | None = None
-
-    def step(self) -> bool:
-        if self._reader is None:
-            self._reader = self._log.reader(self.id, self.position, self._columns)
-        reader, self._reader = self._reader, None  # a step that fails begins again from `position`
-        batch = reader.read(BATCH_ROWS)
-        if batch is not None:
-            self._judge(batch, reader.offsets())
-        elif self._clock() - self._committed_us >= _COMMIT_INTERVAL_US:
-            self.commit_position()
-        self._reader = reader
-        return batch is not None
-
-    def commit_position(self) -> None:
-        """Commits how far reading has come, where that is not committed."""
-        if self.position != self._committed:
-            with self._database.begin() as connection:
-                save_offsets(connection, READER, self.id, self.position)
-            self._have_committed()
+        self._committed_us = self._moved_us = now_us
+        self._unwritten = 0
+        self._log.hold(READER, self.id, self.position)
+        self._reader = None
+        self._whole = True
+        #: What has not fitted into `max_keys` and was said.
+        self._said: dict[str, int] = {}
 
     def _judge(self, batch: pa.RecordBatch, after: Offsets) -> None:
         frame = Frame(batch)
-        judged = [(tracker, tracker.judge(frame)) for tracker in self.trackers]
-        changed = any(judgement.transitions for _, judgement in judged)
-        due = self._clock() - self._committed_us >= _COMMIT_INTERVAL_US
-        if changed:
-            readings = self._readings(judged, batch.num_rows)
-            now_us = self._clock()
-            with self._database.begin() as connection:
-                for tracker, judgement in judged:
-                    if judgement.transitions:
-                        history.save(connection, tracker.alarm, judgement.transitions, readings, now_us)
-                save_offsets(connection, READER, self.id, after)
-        for tracker, judgement in judged:
-            tracker.keep(judgement, after)
+        clocks = [tracker.clock_us for tracker in self._trackers]
+        judged = [(tracker, tracker.judge(frame)) for tracker in self._trackers]
+        if clocks != [tracker.clock_us for tracker in self._trackers]:
+            self._moved_us = self._clock()
+        self._unwritten += batch.num_rows
+        if any(transitions for _, transitions in judged) or self._is_due():
+            self._commit(judged, after, batch.num_rows)
         self.position = after
-        if changed:
-            self._have_committed()
-        elif due:
-            self.commit_position()
+        self._say_refused()
 
-    def _have_committed(self) -> None:
-        self._committed = self.position
-        self._committed_us = self._clock()
-        self._log.hold(READER, self.id, self.position)
+    def _tick(self) -> bool:
+        """Lets clocks go on by the wall clock while no row moves them; True where that changed something."""
+        since_us = self._clock() - self._moved_us
+        waiting = [one for one in self._trackers if one.clock_us and one.deadline_us < FOREVER]
+        due = any(one.deadline_us <= one.clock_us + since_us for one in waiting)
+        # From time to time also without effect, so that a restart does not begin the wait anew.
+        if not due and not (waiting and since_us >= _CLOCK_INTERVAL_US):
+            return False
+        # The clocks of all go on together, or the next tick would count the time again.
+        timed = [one for one in self._trackers if one.alarm.rules.timed and one.clock_us]
+        judged = [(one, one.tick(one.clock_us + since_us)) for one in timed]
+        self._moved_us += since_us
+        self._commit(judged, self.position)
+        return True
 
-    def _readings(
-        self, judged: Sequence[tuple[Tracker, Judgement]], rows: int
-    ) -> dict[Position, dict[str, Any]]:
+    def _is_due(self) -> bool:
+        return self._clock() - self._committed_us >= _COMMIT_INTERVAL_US or self._unwritten >= _COMMIT_ROWS
+
+    def _commit(
+        self, judged: Sequence[tuple[Tracker, list[Transition]]], after: Offsets, rows: int = 0
+    ) -> None:
+        readings = self._readings([one for _, found in judged for one in found], rows)
+        now_us = self._clock()
+        with self._database.begin() as connection:
+            for tracker, transitions in judged:
+                told = [_with_key(one) for one in transitions]
+                history.save(connection, tracker.alarm, told, readings, now_us, self._router)
+            for tracker in self._trackers:
+                save(connection, tracker, now_us)
+            save_offsets(connection, READER, self.id, after)
+        for tracker in self._trackers:
+            tracker.saved(after)
+        self._committed, self._committed_us, self._unwritten = after, now_us, 0
+        self._log.hold(READER, self.id, after)
+
+    def _readings(self, transitions: Sequence[Transition], rows: int) -> dict[Position, dict[str, Any]]:
         """The whole rows that fire. Only the columns of conditions were read, so these are read once more."""
-        wanted = {
-            (one.partition, one.offset)
-            for _, judgement in judged
-            for one in judgement.transitions
-            if one.state is State.FIRING
-        }
+        wanted = {(one.partition, one.offset) for one in transitions if one.fresh and one.reading is None}
         found: dict[Position, dict[str, Any]] = {}
         again = self._log.reader(self.id, self.position) if wanted else None
         while again is not None and len(found) < len(wanted):
@@ -206,6 +264,17 @@ class _StreamAlarms:
             for reading in batch.take(pa.array(at, pa.int64())).to_pylist():
                 found[reading["_partition"], reading["_offset"]] = _for_json(reading)
         return found
+
+    def _say_refused(self) -> None:
+        for tracker in self._trackers:
+            name, refused = tracker.alarm.name, tracker.refused
+            if refused and name not in self._said:
+                self._said[name] = refused
+                _logger.error(
+                    "an alarm remembers max_keys keys and does not watch further ones",
+                    alarm=name,
+                    max_keys=tracker.alarm.max_keys,
+                )
 
     def _kept(self, offsets: Offsets) -> Offsets:
         """The offsets, where the log still holds them."""
@@ -227,6 +296,7 @@ def _start(connection: sa.Connection, alarm: Alarm, end: Offsets) -> Offsets:
     if not start:
         start = end
         save_offsets(connection, f"{READER}/{alarm.name}", alarm.schema.stream, start)
+        forget(connection, alarm=alarm.name)
     return start
 
 
@@ -239,6 +309,15 @@ def _forget_others(connection: sa.Connection, alarms: Sequence[Alarm]) -> None:
     )
     for reader, stream in {(row.reader, row.stream) for row in connection.execute(mine)} - kept:
         connection.execute(sa.delete(OFFSETS).where(OFFSETS.c.reader == reader, OFFSETS.c.stream == stream))
+    forget(connection, kept={alarm.name for alarm in alarms})
+
+
+def _with_key(one: Transition) -> Transition:
+    """A reading that is no row of the log names the key, and writes its times as the API does."""
+    if one.reading is None:
+        return one
+    times = {name: iso(at_us) for name, at_us in one.reading.items()}
+    return replace(one, reading={**orjson.loads(one.key), **times})
 
 
 def _for_json(reading: Mapping[str, Any]) -> dict[str, Any]:

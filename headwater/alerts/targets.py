@@ -6,6 +6,8 @@ may hold a secret: no URL, and no text of a library that might quote one, leaves
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import re
 import warnings
@@ -19,8 +21,10 @@ import httpx
 import orjson
 import pyarrow as pa
 
+from headwater.alerts.templates import Template, json_escape
 from headwater.errors import ConfigError, HeadwaterError
 from headwater.log.base import Log
+from headwater.notify_settings import NotifySettings
 from headwater.records import DOWNLINK_SCHEMA
 
 TIMEOUT_S: Final = 10.0
@@ -70,18 +74,45 @@ class Target(Protocol):
     def deliver(self, notifications: Sequence[Notification]) -> Delivery: ...
 
 
-def target_of(name: str, url: str, log: Log | None, clock: Callable[[], int]) -> Target:
+def target_of(name: str, settings: NotifySettings, log: Log | None, clock: Callable[[], int]) -> Target:
     """The target `[notify.<name>]`.
 
-    url:    `mqtt:topic/{alarm}/{device}` (our own broker), `http://` or `https://` (webhook), or an Apprise URL
-    log:    None only checks the URL
-    raises: ConfigError; it does not quote the URL
+    settings: the URL is `mqtt:topic/{alarm}/{device}` (our own broker), `http(s)://` (webhook), or an Apprise URL
+    log:      None only checks
+    raises:   ConfigError; it does not quote the URL
     """
+    url = settings.url.get_secret_value()
     if url.startswith("mqtt:") and not url.startswith("mqtt://"):
-        return MqttTarget(name, url.removeprefix("mqtt:"), log, clock)
+        _refuse(name, settings, "MQTT", ("secret", "title", "text"))
+        return MqttTarget(name, url.removeprefix("mqtt:"), Body(name, settings), log, clock)
     if url.startswith(("http://", "https://")):
-        return WebhookTarget(name, url)
-    return AppriseTarget(name, url)
+        _refuse(name, settings, "a webhook", ("title", "text"))
+        secret = None if settings.secret is None else settings.secret.get_secret_value()
+        return WebhookTarget(name, url, Body(name, settings), secret, clock)
+    _refuse(name, settings, "Apprise", ("secret", "body"))
+    return AppriseTarget(name, url, settings.title, settings.text)
+
+
+def _refuse(name: str, settings: NotifySettings, kind: str, keys: Sequence[str]) -> None:
+    for key in keys:
+        if getattr(settings, key) is not None:
+            raise ConfigError(
+                f"notify.{name}.{key}: {kind} has no use for it (the URL says what the target is); leave it out"
+            )
+
+
+class Body:
+    """The body of a message: the alarm as JSON, or what the template makes of it."""
+
+    def __init__(self, name: str, settings: NotifySettings) -> None:
+        self.content_type = settings.content_type
+        self._template = None if settings.body is None else Template(f"notify.{name}.body", settings.body)
+        self._escape = json_escape if "json" in settings.content_type else str
+
+    def of(self, one: Notification) -> bytes:
+        if self._template is None:
+            return orjson.dumps(one.alarm | {"notification": one.id})
+        return self._template.render(_values(one), self._escape).encode("utf-8", "replace")
 
 
 class MqttTarget:
@@ -93,14 +124,14 @@ class MqttTarget:
 
     run = 1000
 
-    def __init__(self, name: str, topic: str, log: Log | None, clock: Callable[[], int]) -> None:
+    def __init__(self, name: str, topic: str, body: Body, log: Log | None, clock: Callable[[], int]) -> None:
         plain = _PLACEHOLDER.sub("x", topic)
         if not plain or plain.startswith("$") or re.search(r"[+#{}\x00]", plain) or len(topic) > 1024:
             raise ConfigError(
                 f"notify.{name}.url: after mqtt: stands a topic such as alarms/{{alarm}}/{{device}}, "
                 f"without wildcards and not beginning with $"
             )
-        self._topic, self._log, self._clock = topic, log, clock
+        self._topic, self._body, self._log, self._clock = topic, body, log, clock
 
     def topic(self, alarm: dict[str, Any]) -> str:
         """The topic of one alarm's message."""
@@ -115,7 +146,7 @@ class MqttTarget:
                 pa.timestamp("us", tz="UTC")
             ),
             "topic": [self.topic(one.alarm) for one in notifications],
-            "payload": [orjson.dumps(one.alarm | {"notification": one.id}) for one in notifications],
+            "payload": [self._body.of(one) for one in notifications],
             "qos": [1] * len(notifications),
             "retain": [False] * len(notifications),
         }
@@ -129,11 +160,15 @@ class MqttTarget:
 
 
 class WebhookTarget:
-    """A POST of the alarm as JSON, with the idempotency key in the header `Idempotency-Key`. 2xx is success."""
+    """A POST of the alarm as JSON, with the idempotency key in the header `Idempotency-Key`. 2xx is success.
+
+    secret: signs each try: see `signature`
+    """
 
     run = 20
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, body: Body, secret: str | None, clock: Callable[[], int]) -> None:
+        self._body, self._secret, self._clock = body, secret, clock
         try:
             self._url = httpx.URL(url)
         except (httpx.InvalidURL, ValueError):
@@ -144,8 +179,10 @@ class WebhookTarget:
     def deliver(self, notifications: Sequence[Notification]) -> Delivery:
         with httpx.Client(timeout=TIMEOUT_S) as client:
             for number, one in enumerate(notifications):
-                headers = {"content-type": "application/json", "idempotency-key": one.id}
-                body = orjson.dumps(one.alarm | {"notification": one.id})
+                body = self._body.of(one)
+                headers = {"content-type": self._body.content_type, "idempotency-key": one.id}
+                if self._secret is not None:
+                    headers["headwater-signature"] = signature(self._secret, self._clock() // 1_000_000, body)
                 try:
                     answer = client.post(self._url, content=body, headers=headers)
                 except Exception as error:  # whatever the transport meets; its text may quote the URL
@@ -160,12 +197,26 @@ class WebhookTarget:
         return Delivery(len(notifications))
 
 
+def signature(secret: str, at_s: int, body: bytes) -> str:
+    """The header `Headwater-Signature`: a time, and the HMAC-SHA256 (RFC 2104) of that time, a point, and the body.
+
+    A receiver computes it anew, compares in constant time, and refuses what is older than some minutes.
+
+    >>> signature("key", 1700000000, b"{}")
+    't=1700000000,v1=9d713ed406bb7076d4123f0dc2c39d2df5c654ed4b0cd56b52c8b4c940bd63ae'
+    """
+    signed = hmac.new(secret.encode(), f"{at_s}.".encode() + body, hashlib.sha256).hexdigest()
+    return f"t={at_s},v1={signed}"
+
+
 class AppriseTarget:
-    """Mail, chat and the like by Apprise: a title and a text that ends with the idempotency key."""
+    """Mail, chat and the like by Apprise: title and text from templates, or a text that ends with the key."""
 
     run = 20
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, title: str | None, text: str | None) -> None:
+        self._title = None if title is None else Template(f"notify.{name}.title", title)
+        self._text = None if text is None else Template(f"notify.{name}.text", text)
         import apprise  # and with it a hundred plugins: only where one is used
 
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
@@ -188,7 +239,9 @@ class AppriseTarget:
         for number, one in enumerate(notifications):
             kind = self._kinds.SUCCESS if one.alarm["state"] == "resolved" else self._kinds.WARNING
             try:
-                arrived = self._plugin.notify(title=_title(one.alarm), body=_text(one), notify_type=kind)
+                title = _title(one.alarm) if self._title is None else self._title.render(_values(one))
+                text = _text(one) if self._text is None else self._text.render(_values(one))
+                arrived = self._plugin.notify(title=title, body=text, notify_type=kind)
             except Exception as error:  # plugins raise what their libraries raise
                 return Delivery(number, f"Apprise failed: {type(error).__name__}")
             if not arrived:
@@ -201,13 +254,22 @@ def _level(value: object) -> str:
     return text or "_"
 
 
+def _values(one: Notification) -> dict[str, Any]:
+    """What templates name."""
+    return {"count": 1, **one.alarm, "notification": one.id, "title": _title(one.alarm)}
+
+
 def _title(alarm: dict[str, Any]) -> str:
+    if alarm["state"] == "digest":
+        return f"{alarm['severity']}: {alarm['count']} notifications"
     key = ", ".join(f"{name} {value}" for name, value in alarm["key"].items())
     return f"{alarm['severity']}: {alarm['alarm']} {alarm['state']}{' for ' + key if key else ''}"
 
 
 def _text(notification: Notification) -> str:
     alarm = notification.alarm
+    if alarm["state"] == "digest":
+        return "\n".join([*map(_title, alarm["alarms"]), "", f"notification: {notification.id}"])
     times = [
         f"{name.replace('_', ' ')}: {alarm[name]}"
         for name in ("since", "fired_at", "resolved_at")

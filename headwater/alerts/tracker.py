@@ -1,237 +1,471 @@
-"""The instances of one alarm in memory, and which rows of a batch can change them.
+"""What one alarm remembers of its keys, and which rows of a batch can change it.
 
 Most rows change nothing: they are told apart by numpy, and the state machine runs only over rows of keys that some row
-of the batch moves. Nothing is kept before `keep`: a batch whose transaction failed is judged again from the same state.
+of the batch moves. A tracker changes as it judges; when what it found cannot be committed, it is made anew from what
+was committed before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_, or_
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from headwater.alerts.conditions import Alarm
-from headwater.alerts.machine import Instance, State, advance
+from headwater.alerts.conditions import RATE, Alarm
+from headwater.alerts.keys import Keys, Rows
+from headwater.alerts.machine import (
+    NOTHING,
+    Entered,
+    Mark,
+    Memory,
+    Phase,
+    Row,
+    State,
+    advance,
+    deadline,
+    expire,
+)
+from headwater.alerts.rows import KeyRows, Seen, Values, rates
 from headwater.expressions import Frame
 from headwater.records import ColumnType, Offsets
 
-_PENDING: Final = 1
-_FIRING: Final = 2
+#: What a key's rows may do, by number: nothing is remembered; only some rows move it; every row may.
+_IDLE, _PENDING, _FIRING, _EVERY = 0, 1, 2, 3
 
-#: Keys that a general (not the stream's own) key remembers a number for before it forgets those without an instance.
-MAX_IDLE_KEYS: Final = 1_000_000
-
-_Key = tuple[Any, ...]
-_Slots = npt.NDArray[np.int64]
+#: Later than any time.
+FOREVER: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One state that an instance entered.
+    """One state that an alarm entered.
 
     key:      JSON object of the key columns, sorted by name
-    instance: the instance as it was left (resolved, inactive) or entered (pending, firing)
-    at_us, partition, offset: the row that caused it
+    shown:    what names the alarm: the row that began it
+    severity: from now on; None: as it was
+    at_us, partition, offset: of the row that caused it, or that had set the timer that did
+    fresh:    it fires for the first time
+    reading:  what fired it, where that is no row of the log
     """
 
     key: str
     state: State
-    instance: Instance
+    shown: Mark
     at_us: int
     partition: int
     offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What one batch does to an alarm: transitions in log order, and the instances afterwards by slot."""
-
-    transitions: list[Transition]
-    instances: dict[int, Instance | None]
+    severity: str | None = None
+    fresh: bool = False
+    reading: Mapping[str, Any] | None = None
 
 
 class Tracker:
-    """The instances of `alarm`; a slot is a key's small number: the log's `_key`, or one given here."""
+    """The keys of `alarm`.
 
-    def __init__(self, alarm: Alarm, instances: Mapping[str, Instance], start: Offsets) -> None:
-        """
-        instances: open ones, by key in JSON
-        start:     the alarm sees no rows below these offsets
-        """
+    memories: what was remembered, by key in JSON
+    start:    the alarm sees no rows below these offsets
+    clock_us: the alarm's clock, 0 before its first row
+    rows:     what is remembered of every key that sends, for an alarm that does
+    """
+
+    def __init__(
+        self,
+        alarm: Alarm,
+        memories: Mapping[str, Memory],
+        start: Offsets,
+        clock_us: int = 0,
+        rows: KeyRows | None = None,
+    ) -> None:
         self.alarm = alarm
-        self._dense = alarm.key == (alarm.schema.key,)
-        self._instances: dict[int, Instance] = {}
-        self._phase = np.zeros(1024, np.uint8)
+        self.clock_us = clock_us
+        self.rows = rows if rows is not None else KeyRows() if alarm.remembers_rows else None
+        self.keys = Keys(alarm, self.rows)
+        self._memories: dict[int, Memory] = {}
+        self._kinds = np.zeros(1024, np.uint8)
         self._touched = np.zeros(1024, np.bool_)
-        self._slots: dict[_Key, int] = {}
-        self._unseen: dict[str, Instance] = {}  # dense: restored, its slot is known with its first row
+        self._unmet: dict[str, Memory] = {}
+        self._deadlines: dict[int, int] = {}
+        self._next_us = FOREVER
+        self._unsaved: dict[str, Memory | None] = {}
+        self._refused = 0
         self._start: npt.NDArray[np.uint64] | None = np.array(start, np.uint64)
-        for text, instance in instances.items():
-            key = orjson.loads(text)
-            if sorted(key) != sorted(alarm.key):
+        for text, memory in memories.items():
+            if not self.keys.fits(text):
                 continue  # of an earlier definition with another key: stays as it is
-            if self._dense:
-                self._unseen[key[alarm.key[0]] or ""] = instance
+            fitted = self._fitted(memory)
+            number = self.keys.restore(text)
+            if number is None:
+                self._unmet[text] = fitted
+                self._schedule_unmet(fitted)
             else:
-                self._put(self._slot(tuple(key[name] for name in alarm.key)), instance)
+                self._put(number, fitted)
+        self._bound_us = self._earliest_silence() if self.rows is not None else FOREVER
 
-    def judge(self, frame: Frame) -> Judgement:
-        """What the batch's rows do, without doing it."""
-        raises, cancels = self.alarm.where.evaluate(frame)
-        if not (self._instances or self._unseen or raises.any()):
-            return Judgement([], {})
-        resolves = self.alarm.clear.evaluate(frame)[0] if self.alarm.clear else cancels
-        partitions = frame.batch.column("_partition").to_numpy()
-        offsets = frame.batch.column("_offset").to_numpy()
-        counts = raises | cancels | resolves
-        if self._start is not None:
-            counts = counts & (offsets >= self._start[partitions])
-        self._find_unseen(frame)
-        rows, slots = self._rows(frame, counts, raises)
-        if not len(rows):
-            return Judgement([], {})
+    # ---- what the service asks
 
-        # A row matters if it moves its key's instance as it is now; then all later rows of that key may matter.
-        phase = self._phase[slots]
-        up, down, out = raises[rows], cancels[rows], resolves[rows]
-        moves = np.where(phase == _FIRING, out, up | (down & (phase == _PENDING)))
-        moved = slots[moves]
-        self._touched[moved] = True
-        chosen = np.flatnonzero(self._touched[slots])
-        self._touched[moved] = False
+    @property
+    def deadline_us(self) -> int:
+        """When, by the clock, time alone may change something; FOREVER: never."""
+        return min(self._next_us, self._bound_us)
 
-        times = frame.value("ts", ColumnType.TIMESTAMP)[0]
-        at = rows[chosen]
-        judged = zip(
-            at.tolist(),
-            slots[chosen].tolist(),
-            up[chosen].tolist(),
-            down[chosen].tolist(),
-            out[chosen].tolist(),
-            times[at].tolist(),
-            partitions[at].tolist(),
-            offsets[at].tolist(),
-            strict=True,
-        )
-        return self._advance(frame, judged)
+    @property
+    def refused(self) -> int:
+        """Keys, or raises of keys, that found `max_keys` remembered already."""
+        return self._refused + self.keys.refused
 
-    def keep(self, judgement: Judgement, position: Offsets) -> None:
-        """The batch is committed: its instances are those from now on, and reading has come to `position`."""
-        for slot, instance in judgement.instances.items():
-            self._put(slot, instance)
+    def unsaved(self) -> Mapping[str, Memory | None]:
+        """What has changed since `saved`, by key in JSON; None: nothing is remembered any more."""
+        return self._unsaved
+
+    def saved(self, position: Offsets) -> None:
+        """Everything up to this position is committed."""
+        self._unsaved = {}
+        if self.rows is not None:
+            self.rows.recorded()
         if self._start is not None and all(np.array(position, np.uint64) >= self._start):
             self._start = None
-        if len(self._slots) > MAX_IDLE_KEYS + len(self._instances):
-            self._forget_idle()
+        if self.keys.crowded(len(self._memories)):
+            memories, self._memories, self._deadlines = self._memories, {}, {}
+            self._kinds[:] = _IDLE
+            for old, new in self.keys.renumber(memories):
+                self._put(new, memories[old])
 
-    def _advance(self, frame: Frame, judged: Any) -> Judgement:
-        for_us = self.alarm.for_us
-        instances: dict[int, Instance | None] = {}
-        transitions: list[Transition] = []
-        for row, slot, raises, cancels, resolves, at_us, partition, offset in judged:
-            before = instances[slot] if slot in instances else self._instances.get(slot)
-            after, entered = advance(
-                before,
-                raises=raises,
-                cancels=cancels,
-                resolves=resolves,
-                at_us=at_us,
-                partition=partition,
-                offset=offset,
-                for_us=for_us,
-            )
-            if entered:
-                instances[slot] = after
-                key, instance = self._key_json(frame, row), after or before
-                assert instance is not None  # a state is entered or left by an instance
-                transitions += [
-                    Transition(key, state, instance, at_us, partition, offset) for state in entered
-                ]
-        return Judgement(transitions, instances)
-
-    def _rows(self, frame: Frame, counts: Any, raises: Any) -> tuple[npt.NDArray[np.intp], _Slots]:
-        """Rows that could matter, and the slot of each one's key."""
-        if self._dense:
-            rows = np.flatnonzero(counts)
-            slots = frame.batch.column("_key").to_numpy()[rows].astype(np.int64)
-            self._grow(int(slots.max(initial=0)) + 1)
-            return rows, slots
-        if not self.alarm.key:
-            rows = np.flatnonzero(counts)
-            self._grow(self._slot(()) + 1)
-            return rows, np.zeros(len(rows), np.int64)
-        # Only keys with an instance or with a row that raises: told by the first key column, then exactly by the slot.
-        first = frame.batch.column(self.alarm.key[0])
-        known = pa.array([key[0] for key, slot in self._slots.items() if slot in self._instances], first.type)
-        raised = first.filter(pa.array(raises))
-        members = pa.concat_arrays([known, raised]).unique()
-        rows = np.flatnonzero(counts & pc.is_in(first, value_set=members).to_numpy(zero_copy_only=False))
-        slots = self._numbered([frame.batch.column(name).take(pa.array(rows)) for name in self.alarm.key])
-        self._grow(len(self._slots))
-        return rows, slots
-
-    def _numbered(self, columns: list[pa.Array]) -> _Slots:
-        """The slot of each row's key; Python runs once per distinct key."""
-        codes = np.zeros(len(columns[0]), np.int64)
-        for column in columns:
-            encoded = column.dictionary_encode(null_encoding="encode")
-            codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
-            codes = np.unique(codes, return_inverse=True)[1]
-        _, firsts = np.unique(codes, return_index=True)
-        keys = zip(*(column.take(pa.array(firsts)).to_pylist() for column in columns), strict=True)
-        return np.array([self._slot(key) for key in keys], np.int64)[codes]
-
-    def _find_unseen(self, frame: Frame) -> None:
-        """Gives restored instances their slot as soon as a row of their key comes by."""
-        if not self._unseen:
-            return
-        keys = frame.batch.column(self.alarm.key[0]).fill_null("")
-        members = pa.array(list(self._unseen), pa.string())
-        rows = np.flatnonzero(pc.is_in(keys, value_set=members).to_numpy(zero_copy_only=False))
-        for key, slot in zip(
-            keys.take(pa.array(rows)).to_pylist(),
-            frame.batch.column("_key").to_numpy()[rows].tolist(),
-            strict=True,
-        ):
-            instance = self._unseen.pop(key, None)
-            if instance is not None:
-                self._put(slot, instance)
-
-    def _key_json(self, frame: Frame, row: int) -> str:
-        key = {name: frame.batch.column(name)[row].as_py() for name in self.alarm.key}
-        if self._dense:
-            # The log knows one empty key: a missing name and an empty one are the same instance.
-            key = {name: value or "" for name, value in key.items()}
-        return orjson.dumps(key, option=orjson.OPT_SORT_KEYS).decode()
-
-    def _slot(self, key: _Key) -> int:
-        return self._slots.setdefault(key, len(self._slots))
-
-    def _put(self, slot: int, instance: Instance | None) -> None:
-        self._grow(slot + 1)
-        if instance is None:
-            self._instances.pop(slot, None)
-            self._phase[slot] = 0
+    def judge(self, frame: Frame) -> list[Transition]:
+        """What the rows of a batch change, in log order, then what time has changed by its end."""
+        batch = frame.batch
+        partitions, offsets = batch.column("_partition").to_numpy(), batch.column("_offset").to_numpy()
+        counts = np.ones(frame.rows, np.bool_)
+        if self._start is not None:
+            counts = offsets >= self._start[partitions]
+        for text, number in self.keys.meet(frame):
+            self._put(number, self._unmet.pop(text))
+        times, clock = self._times(frame, counts)
+        if self.alarm.rate is not None:
+            frame = self._with_rate(frame, counts, times)
+        if self.alarm.rules.silent_us is not None:
+            found = self._judge_silence(frame, counts, clock)
         else:
-            self._instances[slot] = instance
-            self._phase[slot] = _FIRING if instance.firing else _PENDING
+            found = self._judge_conditions(frame, counts, times, clock)
+        if self.alarm.rules.timed:
+            self.clock_us = max(self.clock_us, int(clock[-1])) if len(clock) else self.clock_us
+            found += self._expire(self.clock_us)
+        return found
+
+    def tick(self, now_us: int) -> list[Transition]:
+        """What time alone has changed by `now_us` of the clock, which stands there then."""
+        self.clock_us = max(self.clock_us, now_us)
+        return self._expire(self.clock_us)
+
+    # ---- rows
+
+    def _times(self, frame: Frame, counts: Any) -> tuple[Any, Any]:
+        """Event time of each row, and the clock with it: the latest event time so far that is no lie."""
+        times = frame.value("ts", ColumnType.TIMESTAMP)[0]
+        if not self.alarm.rules.timed:
+            return times, times
+        moves = counts & ~self._ahead(frame, times)
+        clock = np.maximum.accumulate(np.where(moves, times, self.clock_us))
+        return times, np.maximum(clock, self.clock_us)
+
+    def _ahead(self, frame: Frame, times: Any) -> Any:
+        """Rows whose event time cannot be true: it lies too far ahead of their arrival."""
+        if "received_at" not in frame.batch.schema.names:
+            return np.False_
+        arrived, known = frame.value("received_at", ColumnType.TIMESTAMP)
+        ahead = times - self.alarm.max_ahead_us > arrived
+        return ahead if known is None else ahead & known
+
+    def _with_rate(self, frame: Frame, counts: Any, times: Any) -> Frame:
+        rate = self.alarm.rate
+        assert rate is not None and self.rows is not None  # such an alarm remembers its rows  # noqa: PT018
+        values, known = frame.value(rate.of, rate.type)
+        takes = counts & ~self._ahead(frame, times)
+        if known is not None:
+            takes = takes & known
+        rows = np.flatnonzero(takes)
+        numbers = self.keys.every(frame, rows)
+        rows, numbers = rows[numbers >= 0], numbers[numbers >= 0]
+        found, mask = np.zeros(frame.rows), np.zeros(frame.rows, np.bool_)
+        if len(rows):
+            found[rows], mask[rows], after = rates(
+                numbers, times[rows], np.asarray(values, float)[rows], self.rows, rate.per_us
+            )
+            self._keep_values(after)
+        column = pa.array(found, mask=~mask)
+        return Frame(frame.batch.append_column(RATE, column))
+
+    def _keep_values(self, after: Values) -> None:
+        assert self.rows is not None  # a rate is kept there
+        self.rows.put_values(after)
+
+    def _judge_conditions(self, frame: Frame, counts: Any, times: Any, clock: Any) -> list[Transition]:
+        wheres = [step.where.evaluate(frame) for step in self.alarm.steps]
+        raises = reduce(or_, (up for up, _ in wheres))
+        if self.alarm.schedule and raises.any():
+            raises = raises & self.alarm.schedule.mask(times)
+        if not (self._memories or raises.any()):
+            return []
+        level, cancels, stays = self._levels(frame, wheres)
+        level[~raises] = 0
+        counts = counts & (raises | cancels | (stays < self.alarm.rules.top))
+        rows, numbers = self.keys.some(frame, counts, raises & counts, self._memories)
+        if not len(rows):
+            return []
+        self._grow(int(numbers.max()) + 1)
+        # A row matters if it moves its key as it is now; then all later rows of that key may matter.
+        kind = self._kinds[numbers]
+        up, down, out = raises[rows], cancels[rows], stays[rows] == 0
+        moves = np.where(kind == _FIRING, out, up | (down & (kind == _PENDING)) | (kind == _EVERY))
+        moved = numbers[moves]
+        self._touched[moved] = True
+        chosen = np.flatnonzero(self._touched[numbers])
+        self._touched[moved] = False
+        at = rows[chosen]
+        return self._advance(frame, at, numbers[chosen], level[at], cancels[at], stays[at], times, clock)
+
+    def _levels(self, frame: Frame, wheres: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+        """Per row: the highest step it raises to, whether it is below all, and the highest step it does not leave."""
+        clear = self.alarm.clear
+        level, stays = np.zeros(frame.rows, np.uint8), np.zeros(frame.rows, np.uint8)
+        for number, (step, (up, down)) in enumerate(zip(self.alarm.steps, wheres, strict=True), 1):
+            level[up] = number
+            if step.clear is not None:
+                left = step.clear.evaluate(frame)[0]
+            elif number == 1 and clear is not None:
+                left = frame.mask(np.False_)
+            else:
+                left = down
+            stays[~left] = number
+        if clear is not None:
+            stays[clear.evaluate(frame)[0]] = 0
+        return level, reduce(and_, (down for _, down in wheres)), stays
+
+    def _judge_silence(self, frame: Frame, counts: Any, clock: Any) -> list[Transition]:
+        """Every row that counts is a sign of life; only keys that were silent before one, or are, take the machine."""
+        rules, rows_of = self.alarm.rules, self.rows
+        assert rules.silent_us is not None and rows_of is not None  # noqa: PT018
+        alive = counts
+        for step in self.alarm.steps:
+            alive = alive & step.where.evaluate(frame)[0]
+        rows = np.flatnonzero(alive)
+        numbers = self.keys.every(frame, rows)
+        rows, numbers = rows[numbers >= 0], numbers[numbers >= 0]
+        if not len(rows):
+            return []
+        self._grow(int(numbers.max()) + 1)
+        order = np.argsort(numbers, kind="stable")
+        key, at = numbers[order], rows[order]
+        now = clock[at]
+        first = np.concatenate([[True], key[1:] != key[:-1]])
+        before = np.where(first, rows_of.column("seen_us")[key], np.concatenate([[0], now[:-1]]))
+        late = (before > 0) & (now - before >= rules.silent_us)
+        moved = key[late | (self._kinds[key] != _IDLE)]
+        found: list[Transition] = []
+        if len(moved):
+            self._touched[moved] = True
+            chosen = np.flatnonzero(self._touched[numbers])
+            self._touched[moved] = False
+            some = rows[chosen]
+            ones = np.ones(len(some), np.uint8)
+            times = frame.value("ts", ColumnType.TIMESTAMP)[0]
+            found = self._advance(frame, some, numbers[chosen], ones, ones == 0, ones, times, clock)
+        last = np.concatenate([key[1:] != key[:-1], [True]])
+        at = at[last]
+        partitions, offsets = frame.batch.column("_partition"), frame.batch.column("_offset")
+        rows_of.put_seen(Seen(key[last], now[last], partitions.to_numpy()[at], offsets.to_numpy()[at]))
+        self._bound_us = min(
+            self._bound_us, rules.active_from(int(now[last].min(initial=FOREVER)) + rules.silent_us)
+        )
+        return found
+
+    def _advance(
+        self,
+        frame: Frame,
+        rows: Rows,
+        numbers: Any,
+        level: Any,
+        cancels: Any,
+        stays: Any,
+        times: Any,
+        clock: Any,
+    ) -> list[Transition]:
+        """These rows, in log order, through the state machine."""
+        rules, found = self.alarm.rules, list[Transition]()
+        partitions, offsets = frame.batch.column("_partition"), frame.batch.column("_offset")
+        seen: dict[int, Mark | None] = {}
+        judged = zip(
+            rows.tolist(),
+            numbers.tolist(),
+            level.tolist(),
+            cancels.tolist(),
+            stays.tolist(),
+            times[rows].tolist(),
+            clock[rows].tolist(),
+            partitions.to_numpy()[rows].tolist(),
+            offsets.to_numpy()[rows].tolist(),
+            strict=True,
+        )
+        for at, number, *row in judged:
+            before = self._memories.get(number, NOTHING)
+            if rules.silent_us is not None:
+                if number not in seen:
+                    seen[number] = self._seen(number)
+                before = replace(before, seen=seen[number])
+            after, entered = advance(rules, before, Row(*row))
+            if after is before:
+                continue
+            if before.idle and not after.idle and self._full(number):
+                self._refused += 1
+                continue
+            if not after.idle or entered:
+                self.keys.name(frame, at, number)
+            if rules.silent_us is not None:
+                seen[number], after = after.seen, replace(after, seen=None)
+            found += self._transitions(number, entered, before.seen)
+            self._remember(number, after)
+        return found
+
+    # ---- time
+
+    def _expire(self, now_us: int) -> list[Transition]:
+        """What the timers that are due at `now_us` change, in the order of their keys' numbers."""
+        if now_us < self.deadline_us:
+            return []
+        due = {number for number, at_us in self._deadlines.items() if at_us <= now_us}
+        due |= set(self._silent(now_us)) if self.rows is not None else set()
+        found: list[Transition] = []
+        for number in sorted(due):
+            before = self._memories.get(number, NOTHING)
+            if self.alarm.rules.silent_us is not None:
+                before = replace(before, seen=self._seen(number))
+            if before.idle and self._full(number):
+                self._refused += 1
+                continue
+            after, entered = expire(self.alarm.rules, before, now_us)
+            found += self._transitions(number, entered, before.seen)
+            self._remember(number, replace(after, seen=None))
+        for text, memory in list(self._unmet.items()):
+            after, entered = expire(self.alarm.rules, memory, now_us)
+            if after is not memory:
+                found += [self._transition(text, each, None) for each in entered]
+                self._unsaved[text] = None if after.idle else after
+                self._unmet[text] = after
+        self._next_us = min(self._deadlines.values(), default=FOREVER)
+        for memory in self._unmet.values():
+            self._schedule_unmet(memory)
+        if self.rows is not None:
+            self._bound_us = self._earliest_silence()
+        return found
+
+    def _silent(self, now_us: int) -> list[int]:
+        """Keys that sent nothing for too long and do not fire for it yet."""
+        rules = self.alarm.rules
+        if rules.silent_us is None or self.rows is None:
+            return []
+        seen = self.rows.column("seen_us")
+        self._grow(len(seen))
+        watched = (seen > 0) & (self._kinds[: len(seen)] != _FIRING)
+        numbers = np.flatnonzero(watched & (seen + rules.silent_us <= now_us)).tolist()
+        if not self.alarm.schedule:
+            return numbers
+        return [n for n in numbers if rules.active_from(int(seen[n]) + rules.silent_us) <= now_us]
+
+    def _earliest_silence(self) -> int:
+        """No key can become silent before that."""
+        rules = self.alarm.rules
+        if rules.silent_us is None or self.rows is None or not len(self.rows):
+            return FOREVER
+        seen = self.rows.column("seen_us")
+        self._grow(len(seen))
+        watched = seen[(seen > 0) & (self._kinds[: len(seen)] != _FIRING)]
+        if not len(watched):
+            return FOREVER
+        return rules.active_from(int(watched.min()) + rules.silent_us)
+
+    def _seen(self, number: int) -> Mark | None:
+        assert self.rows is not None  # only asked where rows are remembered
+        columns = ("seen_us", "partition", "offset")
+        at_us, partition, offset = (int(self.rows.column(name)[number]) for name in columns)
+        return Mark(at_us, partition, offset) if at_us else None
+
+    # ---- memories
+
+    def _fitted(self, memory: Memory) -> Memory:
+        """A restored memory as today's definition can go on with it."""
+        rules = self.alarm.rules
+        if memory.phase is not Phase.IDLE:
+            memory = replace(memory, level=min(max(memory.level, 1), rules.top))
+        if rules.clear_after_us is not None and memory.phase is Phase.FIRING and memory.raised is None:
+            start = memory.start or Mark(0, 0, 0)
+            memory = replace(memory, raised=start._replace(at_us=self.clock_us))
+        return memory if rules.repeat is not None else replace(memory, bits=0)
+
+    def _full(self, number: int) -> bool:
+        known = len(self._memories) + len(self._unmet)
+        return number not in self._memories and known >= self.alarm.max_keys
+
+    def _remember(self, number: int, memory: Memory) -> None:
+        if memory.idle and number not in self._memories:
+            return
+        self._unsaved[self.keys.text(number)] = None if memory.idle else memory
+        self._put(number, memory)
+
+    def _put(self, number: int, memory: Memory) -> None:
+        self._grow(number + 1)
+        self._kinds[number] = self._kind(memory)
+        self._deadlines.pop(number, None)
+        if memory.idle:
+            self._memories.pop(number, None)
+            self.keys.forget(number)
+            return
+        self._memories[number] = memory
+        due = deadline(self.alarm.rules, memory) if self.alarm.rules.timed else None
+        if due is not None:
+            self._deadlines[number] = due
+            self._next_us = min(self._next_us, due)
+
+    def _kind(self, memory: Memory) -> int:
+        if memory.idle:
+            return _IDLE
+        if self.alarm.rules.silent_us is not None:
+            return _FIRING if memory.phase is Phase.FIRING else _EVERY
+        if memory.flapping or not self.alarm.rules.simple:
+            return _EVERY
+        return _FIRING if memory.phase is Phase.FIRING else _PENDING
+
+    def _schedule_unmet(self, memory: Memory) -> None:
+        due = deadline(self.alarm.rules, memory) if self.alarm.rules.timed else None
+        if due is not None:
+            self._next_us = min(self._next_us, due)
+
+    def _transitions(
+        self, number: int, entered: Sequence[Entered], seen: Mark | None
+    ) -> Iterator[Transition]:
+        for each in entered:
+            yield self._transition(self.keys.text(number), each, seen)
+
+    def _transition(self, key: str, entered: Entered, seen: Mark | None) -> Transition:
+        reading = {"last_seen": seen.at_us} if entered.fresh and seen is not None else None
+        return Transition(
+            key,
+            entered.state,
+            entered.shown,
+            entered.at_us,
+            entered.partition,
+            entered.offset,
+            self.alarm.severity(entered.level) if entered.level else None,
+            entered.fresh,
+            reading,
+        )
 
     def _grow(self, size: int) -> None:
-        if size > len(self._phase):
-            more = max(size, 2 * len(self._phase)) - len(self._phase)
-            self._phase = np.concatenate([self._phase, np.zeros(more, np.uint8)])
+        if size > len(self._kinds):
+            more = max(size, 2 * len(self._kinds)) - len(self._kinds)
+            self._kinds = np.concatenate([self._kinds, np.zeros(more, np.uint8)])
             self._touched = np.concatenate([self._touched, np.zeros(more, np.bool_)])
-
-    def _forget_idle(self) -> None:
-        """Numbers the keys that have an instance anew and forgets the others."""
-        kept = {key: self._instances[slot] for key, slot in self._slots.items() if slot in self._instances}
-        self._slots, self._instances = {}, {}
-        self._phase[:] = 0
-        for key, instance in kept.items():
-            self._put(self._slot(key), instance)

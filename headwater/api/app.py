@@ -8,7 +8,18 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request, Response
 
 import headwater
-from headwater.api import alarms, clients, deadletters, health, ingest, problems, query, streams, things
+from headwater.api import (
+    alarms,
+    clients,
+    deadletters,
+    health,
+    ingest,
+    notifications,
+    problems,
+    query,
+    streams,
+    things,
+)
 from headwater.api.parts import Parts
 
 #: Paths that need no token: probes must work without secrets.
@@ -22,7 +33,7 @@ def create_app(parts: Parts) -> FastAPI:
     """
     app = FastAPI(title="Headwater", version=headwater.__version__, docs_url=None, redoc_url=None)
     problems.install(app)
-    for module in (health, query, ingest, streams, deadletters, clients, alarms, things):
+    for module in (health, query, ingest, streams, deadletters, clients, alarms, notifications, things):
         app.include_router(module.router(parts))
     token = parts.settings.admin_token
     limit = parts.settings.http.max_body_bytes

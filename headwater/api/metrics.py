@@ -134,6 +134,13 @@ class Metrics:
         if self._parts.notifier is not None:
             text = "From a reading's arrival until the alarm that it fired is delivered"
             yield _histogram("headwater_alarm_latency_seconds", text, self._parts.notifier.latency)
+        if self._parts.alarms is not None:
+            refused = CounterMetricFamily(
+                "headwater_alarm_refused", "Keys that an alarm does not watch", labels=["alarm"]
+            )
+            for alarm, count in self._parts.alarms.refused().items():
+                refused.add_metric([alarm], count)
+            yield refused
         if self._parts.engine is not None:
             yield from self._queries()
 

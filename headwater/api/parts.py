@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from headwater.alerts.notify import Notifier
+from headwater.alerts.service import AlarmService
 from headwater.config import Settings
 from headwater.database import Database
 from headwater.devices.shadow import ShadowService
@@ -45,6 +46,7 @@ class Parts:
     store: Store | None
     letters: Letters | None
     engine: Engine | None
+    alarms: AlarmService | None
     shadows: ShadowService | None
     notifier: Notifier | None
     workers: Sequence[ServiceThread]

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from headwater.errors import (
+    AlarmStateError,
     HeadwaterError,
     LogFullError,
     NotFoundError,
@@ -24,6 +25,7 @@ STATUS: dict[type[HeadwaterError], int] = {
     SqlError: 400,
     RecordError: 400,
     NotFoundError: 404,
+    AlarmStateError: 409,
     QueryLimitError: 422,
     LogFullError: 503,
 }

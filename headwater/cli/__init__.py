@@ -12,6 +12,7 @@ import typer
 
 import headwater
 from headwater import messages, reference
+from headwater.cli.alarms import alarms_app, silences_app
 from headwater.cli.bench import bench_app
 from headwater.cli.deadletters import deadletters_app
 from headwater.cli.face import (
@@ -29,12 +30,16 @@ from headwater.cli.face import (
     settings_of,
     show,
 )
+from headwater.cli.notify import notify_app
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
 )
 config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
 streams_app = typer.Typer(no_args_is_help=True, help="Streams, and topics that no stream matches.")
+app.add_typer(alarms_app, name="alarms")
+app.add_typer(silences_app, name="silences")
+app.add_typer(notify_app, name="notify")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 app.add_typer(streams_app, name="streams")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import logging
 import queue
@@ -16,11 +18,14 @@ import sqlalchemy as sa
 from plant import SECOND, TELEMETRY, Plant
 from pydantic import SecretStr
 
+from headwater.alarm_settings import AlarmSettings
+from headwater.alerts import letters
 from headwater.alerts.notify import KEEP_US, MAX_ATTEMPTS, Notifier
 from headwater.alerts.service import AlarmService
+from headwater.alerts.targets import signature
 from headwater.database import NOTIFICATIONS
-from headwater.declarations import AlarmSettings, NotifySettings
-from headwater.errors import ConfigError
+from headwater.errors import ConfigError, NotFoundError
+from headwater.notify_settings import NotifySettings
 from headwater.records import DOWNLINK
 
 
@@ -30,6 +35,7 @@ class Hook:
 
     url: str = ""
     received: list[tuple[dict[str, str], Any]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     answers: queue.SimpleQueue[tuple[int, dict[str, str]]] = field(default_factory=queue.SimpleQueue)
     stuck: threading.Event | None = None
 
@@ -44,6 +50,7 @@ def hook() -> Iterator[Hook]:
             if hook.stuck is not None and "stuck" in self.path:
                 hook.stuck.wait(30)
             status, headers = (204, {}) if hook.answers.empty() else hook.answers.get()
+            hook.bodies.append(body)
             hook.received.append(
                 ({name.lower(): value for name, value in self.headers.items()}, json.loads(body))
             )
@@ -76,8 +83,8 @@ def notifier_of(plant: Plant, **urls: str) -> Notifier:
 
 def settle(notifier: Notifier) -> None:
     """Steps until nothing is due or under way."""
-    while notifier.step() or notifier._runs:
-        for run in list(notifier._runs.values()):
+    while notifier.step() or notifier.running:
+        for run in list(notifier.running.values()):
             assert run.thread is not None
             run.thread.join(20)
 
@@ -180,7 +187,7 @@ def test_a_stuck_target_delays_no_other(plant: Plant, hook: Hook) -> None:
     fire(plant, "d1", notify=("slow", "ops"))
     while notifier.status()["ops"]["sent"] == 0:
         notifier.step()
-        notifier._runs["slow"].thread.join(0.01)  # type: ignore[union-attr]
+        notifier.running["slow"].thread.join(0.01)  # type: ignore[union-attr]
     assert notifier.status()["slow"] == {"waiting": 1, "sent": 0, "dead": 0}
     hook.stuck.set()
     settle(notifier)
@@ -191,7 +198,7 @@ def test_what_was_under_way_at_a_kill_is_sent_again(plant: Plant, hook: Hook) ->
     first = notifier_of(plant, ops=hook.url)
     fire(plant, "d1")
     first.step()
-    first._runs["ops"].thread.join(20)  # type: ignore[union-attr]  # delivered, and killed before it is recorded
+    first.running["ops"].thread.join(20)  # type: ignore[union-attr]  # delivered, and killed before it is recorded
     settle(notifier_of(plant, ops=hook.url))
     keys = [headers["idempotency-key"] for headers, _ in hook.received]
     assert len(keys) == 2
@@ -296,3 +303,179 @@ def test_no_url_in_logs(plant: Plant, hook: Hook, caplog: pytest.LogCaptureFixtu
     assert len(hook.received) == 2
     assert "hunter2" not in caplog.text + captured.out + captured.err
     assert "hunter2" not in "".join(str(row.last_error) for row in outbox(plant))
+
+
+def notifier_with(plant: Plant, url: str, **words: Any) -> Notifier:
+    settings = NotifySettings.model_validate({"url": url, **words})
+    return Notifier(plant.database, plant.log, {"ops": settings}, plant.clock)
+
+
+SECRET = "0123456789abcdef"
+
+
+def test_a_webhook_is_signed(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_with(plant, hook.url, secret=SECRET)
+    fire(plant, "d1")
+    settle(notifier)
+    given = dict(part.split("=", 1) for part in hook.received[0][0]["headwater-signature"].split(","))
+    signed = f"{given['t']}.".encode() + hook.bodies[0]
+    assert given["v1"] == hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest()
+    assert int(given["t"]) == plant.now_us // SECOND
+    assert signature(SECRET, int(given["t"]), hook.bodies[0]) == hook.received[0][0]["headwater-signature"]
+
+
+def test_a_template_makes_the_body(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_with(plant, hook.url, body='{"text": "${title}", "at": "${reading.temperature}"}')
+    fire(plant, 'd"1')
+    settle(notifier)
+    assert hook.received[0][1] == {"text": 'major: hot firing for device d"1', "at": "90.0"}
+
+
+def test_templates_of_title_and_text(plant: Plant, hook: Hook) -> None:
+    url = hook.url.replace("http://", "json://")
+    notifier = notifier_with(plant, url, title="${alarm}!", text="${key.device} is ${state} (${count})")
+    fire(plant, "d1")
+    settle(notifier)
+    body = hook.received[0][1]
+    assert (body["title"], body["message"]) == ("hot!", "d1 is firing (1)")
+
+
+def test_a_template_makes_the_payload_for_our_own_broker(plant: Plant) -> None:
+    notifier = notifier_with(plant, "mqtt:alarms/{device}", body="${severity} ${alarm}")
+    fire(plant, "d1")
+    settle(notifier)
+    batch = plant.log.reader(DOWNLINK, ()).read(100)
+    assert batch is not None
+    assert batch.column("payload").to_pylist() == [b"major hot"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"url": "http://x/", "title": "x"}, r"notify\.ops\.title: a webhook has no use for it"),
+        ({"url": "mqtt:a", "secret": SECRET}, r"notify\.ops\.secret: MQTT has no use for it"),
+        ({"url": "json://x/", "body": "x"}, r"notify\.ops\.body: Apprise has no use for it"),
+        (
+            {"url": "http://x/", "body": "${alram}"},
+            r"notify\.ops\.body: at character 0: no value 'alram'; did you",
+        ),
+        ({"url": "json://x/", "text": "$"}, r"notify\.ops\.text: at character 0: write"),
+    ],
+)
+def test_a_setting_of_no_use_is_named(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Notifier.check({"ops": NotifySettings.model_validate(words)})
+
+
+def test_more_than_the_limit_goes_as_one_digest(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_with(plant, hook.url, rate_limit={"count": 2, "per": "1m"})
+    fire(plant, "d1")
+    settle(notifier)
+    fire(plant, "d2", "d3", "d4")
+    settle(notifier)
+    assert [body["state"] for _, body in hook.received] == ["firing", "digest"]
+    digest = hook.received[1][1]
+    assert (digest["count"], digest["severity"]) == (3, "major")
+    assert [alarm["key"]["device"] for alarm in digest["alarms"]] == ["d2", "d3", "d4"]
+    assert [alarm["notification"] for alarm in digest["alarms"]] == [row.id for row in outbox(plant)[1:]]
+    assert digest["notification"] == hook.received[1][0]["idempotency-key"] == outbox(plant)[1].digest
+    fire(plant, "d5")
+    settle(notifier)
+    assert len(hook.received) == 2
+    plant.now_us += 60 * SECOND
+    settle(notifier)
+    assert [body["state"] for _, body in hook.received[2:]] == ["firing"]
+    assert {row.state for row in outbox(plant)} == {"sent"}
+
+
+def test_a_digest_collects_and_is_repeated_as_it_was(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_with(plant, hook.url, digest="30s")
+    fire(plant, "d1", resolve=True)
+    settle(notifier)
+    assert hook.received == []
+    plant.now_us += 30 * SECOND
+    hook.answers.put((500, {}))
+    settle(notifier)
+    fire(plant, "d2")
+    plant.now_us += 40 * SECOND
+    settle(notifier_with(plant, hook.url, digest="30s"))  # over a restart
+    (first, body), (again, same), *rest = hook.received
+    assert first["idempotency-key"] == again["idempotency-key"]
+    assert body == same
+    assert [alarm["state"] for alarm in body["alarms"]] == ["firing", "resolved"]
+    assert [each["key"] for _, each in rest] == [{"device": "d2"}]
+
+
+def test_a_refused_digest_is_dead_as_a_whole(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_with(plant, hook.url, digest="1s")
+    fire(plant, "d1", "d2")
+    plant.now_us += SECOND
+    hook.answers.put((400, {}))
+    settle(notifier)
+    assert [row.state for row in outbox(plant)] == ["dead", "dead"]
+
+
+def test_digests_for_people(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_with(plant, hook.url.replace("http://", "json://"), digest="1s")
+    fire(plant, "d1", "d2")
+    plant.now_us += SECOND
+    settle(notifier)
+    body = hook.received[0][1]
+    assert body["title"] == "major: 2 notifications"
+    assert "major: hot firing for device d2" in body["message"]
+
+
+def test_dead_ones_are_listed_and_sent_again_with_their_keys(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url, other=hook.url)
+    fire(plant, "d1", "d2", notify=("ops", "other"))
+    hook.answers.put((422, {}))
+    hook.answers.put((422, {}))
+    settle(notifier)
+    dead = letters.notifications(plant.database, state="dead")
+    assert len(dead) == 2
+    assert {one["error"] for one in dead} == {"POST was answered with 422"}
+    keys = {one["notification"] for one in dead}
+    hook.received.clear()
+    assert letters.replay(plant.database, ["ops", "other"], plant.now_us, notification="nothing") == 0
+    assert letters.replay(plant.database, [], plant.now_us) == 0
+    assert letters.replay(plant.database, ["ops", "other"], plant.now_us) == 2
+    settle(notifier)
+    assert {headers["idempotency-key"] for headers, _ in hook.received} == keys
+    assert letters.notifications(plant.database, state="dead") == []
+    assert len(letters.notifications(plant.database, target="ops", limit=1)) == 1
+
+
+def test_a_target_is_tested_past_its_outbox(plant: Plant, hook: Hook) -> None:
+    notifier = notifier_of(plant, ops=hook.url, closed="http://127.0.0.1:1/")
+    assert notifier.test("ops") == {"target": "ops", "delivered": True, "error": None}
+    assert hook.received[0][1]["state"] == "test"
+    assert notifier.test("closed")["error"] == "POST failed: ConnectError"
+    with pytest.raises(
+        NotFoundError, match=r"testing target 'x': there is no \[notify.x\]; there are ops, closed"
+    ):
+        notifier.test("x")
+
+
+def test_what_waits_is_bounded(plant: Plant, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater.alerts.notify.MAX_WAITING", 2)
+    notifier = notifier_of(plant, ops="http://127.0.0.1:1/")
+    fire(plant, "d1", "d2", "d3", "d4")
+    settle(notifier)
+    assert [row.state for row in outbox(plant)] == ["dead", "dead", "waiting", "waiting"]
+    assert "more than 2 wait for this target" in outbox(plant)[0].last_error
+
+
+def test_many_stuck_targets_delay_no_other(plant: Plant, hook: Hook) -> None:
+    hook.stuck = threading.Event()
+    slow = {f"slow{n}": f"{hook.url}/stuck" for n in range(40)}
+    notifier = notifier_of(plant, **slow, ops=hook.url)
+    fire(plant, "d1", notify=(*slow, "ops"))
+    while notifier.status()["ops"]["sent"] == 0:
+        notifier.step()
+        for name in ("ops", "slow0"):
+            if (run := notifier.running.get(name)) is not None:
+                run.thread.join(0.01)  # type: ignore[union-attr]
+    assert len(notifier.running) == 40
+    hook.stuck.set()
+    settle(notifier)
+    assert sum(row.state == "sent" for row in outbox(plant)) == 41

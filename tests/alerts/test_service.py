@@ -10,16 +10,35 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from oracle import Definition, Oracle
 from plant import SECOND, TELEMETRY, Plant
 
+from headwater.alarm_settings import AlarmSettings
 from headwater.alerts.history import HISTORY_US
-from headwater.alerts.machine import Instance, advance
 from headwater.alerts.service import AlarmService, alarms
-from headwater.database import ALARM_TRANSITIONS, NOTIFICATIONS, Database, load_offsets
-from headwater.declarations import AlarmSettings
-from headwater.errors import ConfigError
+from headwater.database import (
+    ALARM_ROWS,
+    ALARM_STATES,
+    ALARM_TRANSITIONS,
+    NOTIFICATIONS,
+    Database,
+    load_offsets,
+)
+from headwater.errors import ConfigError, DataDirectoryError
 
 HOT = AlarmSettings(on="telemetry", where="temperature > 80", severity="critical")
+
+
+def above_80(row: dict[str, Any]) -> bool | None:
+    return None if row["temperature"] is None else row["temperature"] > 80
+
+
+def smaller(row: dict[str, Any], limit: float) -> bool | None:
+    return None if row["temperature"] is None else row["temperature"] < limit
+
+
+def larger(row: dict[str, Any], limit: float, column: str = "temperature") -> bool | None:
+    return None if row[column] is None else row[column] > limit
 
 
 def service_of(plant: Plant, database: Database | None = None, **settings: AlarmSettings) -> AlarmService:
@@ -38,7 +57,7 @@ def transitions(plant: Plant, alarm: str = "hot") -> list[tuple[str, int, int, s
     with plant.database.read() as connection:
         rows = connection.execute(query).all()
     found = [(row.key, row.partition, row.offset, row.state) for row in rows]
-    return sorted(found, key=lambda one: (one[0], one[1], one[2], one[3] != "pending"))
+    return sorted(found, key=lambda one: (one[0], one[1], one[2], one[3] != "pending", one[3]))
 
 
 def test_an_alarm_fires_shows_its_reading_and_resolves(plant: Plant) -> None:
@@ -63,6 +82,9 @@ def test_an_alarm_fires_shows_its_reading_and_resolves(plant: Plant) -> None:
             "temperature": 81.5,
             "state": "on",
         },
+        "acknowledged_at": None,
+        "acknowledged_by": None,
+        "assignee": None,
     }
     plant.append({"device": "d1", "ts": 2.5, "temperature": 80.0})
     drain(service)
@@ -223,6 +245,186 @@ class Failing(Database):
                 raise OSError("disk full")
 
 
+def test_an_alarm_of_before_goes_on(plant: Plant) -> None:
+    """A database as earlier versions left it has no memories: state and first row say all."""
+    first = service_of(plant, hot=HOT.model_copy(update={"for_": 10 * SECOND}))
+    plant.append(
+        {"device": "d1", "ts": 1, "temperature": 90.0}, {"device": "d2", "ts": 1, "temperature": 90.0}
+    )
+    plant.append({"device": "d1", "ts": 11, "temperature": 90.0})
+    drain(first)
+    with plant.database.begin() as connection:
+        assert connection.scalars(sa.select(ALARM_STATES.c.memory)).all() == [None, None]
+    again = service_of(plant, hot=HOT.model_copy(update={"for_": 10 * SECOND}))
+    plant.append(
+        {"device": "d2", "ts": 11, "temperature": 90.0}, {"device": "d1", "ts": 12, "temperature": 0.0}
+    )
+    drain(again)
+    assert [(one["key"]["device"], one["state"]) for one in alarms(plant.database)] in (
+        [("d1", "resolved"), ("d2", "firing")],
+        [("d2", "firing"), ("d1", "resolved")],
+    )
+
+
+def test_severity_steps_up_and_down(plant: Plant) -> None:
+    steps = [
+        {"where": "temperature > 80", "severity": "minor"},
+        {"where": "temperature > 90", "clear": "temperature < 85", "severity": "critical"},
+    ]
+    service = service_of(
+        plant, hot=AlarmSettings.model_validate({"on": "telemetry", "steps": steps, "notify": ["ops"]})
+    )
+    found = []
+    for ts, temperature in enumerate([81.0, 95.0, 87.0, 84.0, 70.0]):
+        plant.append({"device": "d1", "ts": ts + 1, "temperature": temperature})
+        drain(service)
+        [alarm] = alarms(plant.database)
+        found.append((alarm["state"], alarm["severity"]))
+    assert found == [
+        ("firing", "minor"), ("firing", "critical"), ("firing", "critical"), ("firing", "minor"),
+        ("resolved", "minor"),
+    ]  # fmt: skip
+    with plant.database.read() as connection:
+        bodies = connection.scalars(sa.select(NOTIFICATIONS.c.body).order_by(NOTIFICATIONS.c.sequence)).all()
+    told = [(body["state"], body["severity"]) for body in map(json.loads, bodies)]
+    assert told == [("firing", "minor"), ("firing", "critical"), ("resolved", "minor")]
+
+
+SILENT = AlarmSettings(on="telemetry", silent=300 * SECOND)
+
+
+def test_silence_fires_by_the_wall_clock_while_nothing_comes(plant: Plant) -> None:
+    service = service_of(plant, quiet=SILENT)
+    plant.append({"site": "a", "device": "d1", "ts": 1000, "temperature": 1.0})
+    drain(service)
+    plant.now_us += 299 * SECOND
+    service.step()
+    assert alarms(plant.database) == []
+    plant.now_us += 2 * SECOND
+    service.step()
+    [alarm] = alarms(plant.database)
+    assert (alarm["state"], alarm["key"], alarm["fired_at"]) == (
+        "firing",
+        {"device": "d1"},
+        "1970-01-01T00:21:40Z",
+    )
+    assert alarm["reading"] == {"device": "d1", "last_seen": "1970-01-01T00:16:40Z"}
+    plant.append({"device": "d1", "ts": 1400, "temperature": 1.0})
+    drain(service)
+    [alarm] = alarms(plant.database)
+    assert (alarm["state"], alarm["resolved_at"]) == ("resolved", "1970-01-01T00:23:20Z")
+
+
+def test_other_devices_move_the_time_of_a_silent_one(plant: Plant) -> None:
+    service = service_of(plant, quiet=SILENT)
+    plant.append(*({"device": f"d{n}", "ts": 1000, "temperature": 1.0} for n in range(3)))
+    plant.append(*({"device": f"d{n}", "ts": 1301, "temperature": 1.0} for n in range(2)))
+    drain(service)
+    firing = [one["key"]["device"] for one in alarms(plant.database, state="firing")]
+    assert "d2" in firing
+
+
+def test_a_wait_for_silence_goes_on_after_a_restart(plant: Plant) -> None:
+    service = service_of(plant, quiet=SILENT)
+    plant.append({"device": "d1", "ts": 1000, "temperature": 1.0})
+    drain(service)
+    for _ in range(30):
+        plant.now_us += 6 * SECOND
+        service.step()
+    again = service_of(plant, quiet=SILENT)  # the first one was killed
+    plant.now_us += 115 * SECOND
+    again.step()
+    assert alarms(plant.database) == []
+    plant.now_us += 10 * SECOND
+    again.step()
+    assert [one["state"] for one in alarms(plant.database)] == ["firing"]
+
+
+def test_time_without_headwater_is_no_silence(plant: Plant) -> None:
+    first = service_of(plant, quiet=SILENT)
+    plant.append(*({"device": f"d{n}", "ts": 1000, "temperature": 1.0} for n in range(3)))
+    drain(first)
+    first.close()
+    plant.now_us += 3600 * SECOND
+    again = service_of(plant, quiet=SILENT)
+    plant.append({"device": "d0", "ts": 4600, "temperature": 1.0})  # the first one to be back
+    drain(again)
+    assert alarms(plant.database) == []
+    plant.now_us += 301 * SECOND
+    again.step()
+    assert len(alarms(plant.database, state="firing")) == 3
+
+
+def test_an_alarm_that_comes_back_remembers_no_one_it_did_not_hear(plant: Plant) -> None:
+    first = service_of(plant, quiet=SILENT)
+    plant.append({"device": "d1", "ts": 1000, "temperature": 1.0})
+    drain(first)
+    first.close()
+    service_of(plant, other=HOT).close()
+    again = service_of(plant, quiet=SILENT)
+    plant.append({"device": "d2", "ts": 9000, "temperature": 1.0})
+    drain(again)
+    assert alarms(plant.database) == []
+
+
+def test_rows_are_remembered_in_few_records(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater.alerts.recovery.MAX_RECORDS", 5)
+    service = service_of(plant, quiet=SILENT)
+    for ts in range(1000, 1040):
+        plant.append({"device": f"d{ts % 7}", "ts": ts, "temperature": 1.0})
+        plant.now_us += 2 * SECOND
+        drain(service)
+        service.step()
+    with plant.database.read() as connection:
+        assert 1 <= (connection.scalar(sa.select(sa.func.count()).select_from(ALARM_ROWS)) or 0) <= 5
+    plant.now_us += 400 * SECOND
+    service_of(plant, quiet=SILENT)
+    service.step()
+    assert len(alarms(plant.database, state="firing")) == 7
+
+
+def test_a_damaged_record_is_named(plant: Plant) -> None:
+    service = service_of(plant, quiet=SILENT)
+    plant.append({"device": "d1", "ts": 1000, "temperature": 1.0})
+    drain(service)
+    service.close()
+    with plant.database.begin() as connection:
+        record = connection.scalar(sa.select(ALARM_ROWS.c.record))
+        assert record is not None
+        connection.execute(sa.update(ALARM_ROWS).values(record=record[:-1] + bytes([record[-1] ^ 1])))
+    with pytest.raises(
+        DataDirectoryError, match=r"alarm 'quiet' remembers of its keys: a record .* is damaged"
+    ):
+        service_of(plant, quiet=SILENT)
+
+
+def test_flapping_is_told_once_and_its_end_too(plant: Plant) -> None:
+    service = service_of(
+        plant,
+        hot=AlarmSettings.model_validate(
+            {
+                "on": "telemetry",
+                "where": "temperature > 80",
+                "flap": {"changes": 3, "within": "1m"},
+                "notify": ["ops"],
+            }
+        ),
+    )
+    for ts in range(1, 21):
+        plant.append({"device": "d1", "ts": ts, "temperature": 90.0 if ts % 2 else 20.0})
+    drain(service)
+    states = [one["state"] for one in alarms(plant.database)]
+    assert sorted(states) == ["flapping", "resolved"]
+    plant.now_us += 61 * SECOND
+    service.step()
+    assert [one["state"] for one in alarms(plant.database)] == ["resolved", "resolved"]
+    with plant.database.read() as connection:
+        bodies = connection.scalars(sa.select(NOTIFICATIONS.c.body).order_by(NOTIFICATIONS.c.sequence)).all()
+    assert [json.loads(body)["state"] for body in bodies] == [
+        "firing", "resolved", "firing", "flapping", "resolved",
+    ]  # fmt: skip
+
+
 def test_a_failed_transaction_is_judged_again(plant: Plant) -> None:
     database = Failing(f"sqlite:///{plant.directory / 'headwater.db'}")
     service = service_of(plant, database, hot=HOT.model_copy(update={"notify": ["ops"]}))
@@ -275,8 +477,9 @@ def test_kills_and_failures_lose_and_double_nothing(plant: Plant, seed: int) -> 
             service = service_of(plant, database, **settings)
     drain(service)
     rows = all_rows(plant)
-    assert transitions(plant, "hot") == reference(rows, ["device"], 75, 2 * SECOND)
-    assert transitions(plant, "site") == reference(rows, ["site", "state"], 80.5, 0)
+    hot = Definition([(above_80, None)], lambda row: smaller(row, 75), for_us=2 * SECOND)
+    assert transitions(plant, "hot") == expected(rows, ["device"], hot)
+    assert transitions(plant, "site") == expected(rows, ["site", "state"], Definition([(above_80, None)]))
     assert {"inactive", "resolved"} <= {one[-1] for one in transitions(plant, "hot")}
     states = [one[-1] for one in transitions(plant, "hot")] * 2 + [
         one[-1] for one in transitions(plant, "site")
@@ -287,6 +490,76 @@ def test_kills_and_failures_lose_and_double_nothing(plant: Plant, seed: int) -> 
     database.close()
 
 
+MEMORIES = {
+    "steps": (
+        {
+            "steps": [
+                {"where": "temperature > 80", "severity": "minor"},
+                {"where": "temperature > 87", "severity": "critical"},
+            ],
+            "clear": "temperature < 75",
+        },
+        Definition([(above_80, None), (lambda row: larger(row, 87), None)], lambda row: smaller(row, 75)),
+    ),
+    "repeat": (
+        {"where": "temperature > 80", "repeat": {"count": 2, "of": 3}},
+        Definition([(above_80, None)], repeat=(2, 3)),
+    ),
+    "clear_after": (
+        {"where": "temperature > 80", "clear_after": "4s"},
+        Definition([(above_80, None)], clear_after_us=4 * SECOND),
+    ),
+    "silent": ({"silent": "5s"}, Definition(silent_us=5 * SECOND)),
+    "rate": (
+        {"where": "rate > 6", "rate": {"of": "temperature", "per": "1s"}},
+        Definition([(lambda row: larger(row, 6, "rate"), None)], rate=("temperature", SECOND)),
+    ),
+    "flap": (
+        {"where": "temperature > 80", "flap": {"changes": 2, "within": "6s"}},
+        Definition([(above_80, None)], flap=(2, 6 * SECOND)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MEMORIES))
+@pytest.mark.parametrize("seed", range(3))
+def test_no_memory_is_lost_or_doubled_by_kills_and_failures(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int
+) -> None:
+    rng = random.Random(seed)
+    # The wall clock stands still, so that rows alone move time; so commits are due always, or only with a transition.
+    monkeypatch.setattr("headwater.alerts.service._COMMIT_INTERVAL_US", seed % 2)
+    words, definition = MEMORIES[kind]
+    settings = {"hot": AlarmSettings.model_validate({"on": "telemetry", **words})}
+    database = Failing(f"sqlite:///{plant.directory / 'headwater.db'}")
+    service = service_of(plant, database, **settings)
+    for ts in range(1000, 1060):
+        plant.append(
+            *(
+                {
+                    "device": f"d{rng.randrange(6)}",
+                    "ts": ts + rng.randrange(-2, 3),
+                    "temperature": rng.choice([None, 70.0, 78.0, 85.0, 90.0]),
+                }
+                for _ in range(rng.randrange(1, 5))
+            )
+        )
+        database.fail = rng.random() < 0.2
+        for _ in range(rng.randrange(3)):
+            with contextlib.suppress(OSError):
+                service.step()
+        database.fail = False
+        if rng.random() < 0.2:
+            service = service_of(plant, database, **settings)
+        while rng.random() < 0.5 and service.step():
+            pass
+    drain(service)
+    found = transitions(plant, "hot")
+    assert found == expected(all_rows(plant), ["device"], definition)
+    assert len(found) > 10
+    database.close()
+
+
 def all_rows(plant: Plant) -> list[dict[str, Any]]:
     reader, rows = plant.log.reader(TELEMETRY.stream, ()), []
     while (batch := reader.read(10_000)) is not None:
@@ -294,23 +567,15 @@ def all_rows(plant: Plant) -> list[dict[str, Any]]:
     return rows
 
 
-def reference(
-    rows: list[dict[str, Any]], key: list[str], clear_below: float, for_us: int
+def expected(
+    rows: list[dict[str, Any]], key: list[str], definition: Definition, end: int = 0
 ) -> list[tuple[str, int, int, str]]:
-    instances: dict[str, Instance | None] = {}
-    found = []
+    """What the oracle says about these rows, as `transitions` gives it."""
+    oracle = Oracle(definition)
     for row in rows:
         text = json.dumps({name: row[name] for name in key}, separators=(",", ":"))
-        temperature = row["temperature"]
-        instances[text], entered = advance(
-            instances.get(text),
-            raises=temperature is not None and temperature > 80,
-            cancels=temperature is not None and temperature <= 80,
-            resolves=temperature is not None and temperature < clear_below,
-            at_us=round(row["ts"].timestamp() * SECOND),
-            partition=row["_partition"],
-            offset=row["_offset"],
-            for_us=for_us,
-        )
-        found += [(text, row["_partition"], row["_offset"], state.value) for state in entered]
-    return sorted(found, key=lambda one: (one[0], one[1], one[2], one[3] != "pending"))
+        oracle.row(text, {**row, "ts": round(row["ts"].timestamp() * SECOND)})
+    if end:
+        oracle.tick(end)
+    found = [(key, partition, offset, state) for key, state, _, partition, offset, _ in oracle.told]
+    return sorted(found, key=lambda one: (one[0], one[1], one[2], one[3] != "pending", one[3]))

@@ -1,4 +1,5 @@
-"""Which rows the tracker hands to the state machine: none that matters is missed, whatever the batches."""
+"""A tracker gives what the oracle gives, row by row, for any definition, wherever batches are cut and it is
+restored."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import Definition, Oracle, by_key
 
-from headwater.alerts import tracker as module
+from headwater.alarm_settings import AlarmSettings
+from headwater.alerts import keys as module
 from headwater.alerts.conditions import Alarm, compile_alarm
-from headwater.alerts.machine import Instance, State, advance
-from headwater.alerts.tracker import Tracker
-from headwater.declarations import AlarmSettings
+from headwater.alerts.machine import Memory, from_json, to_json
+from headwater.alerts.rows import KeyRows
+from headwater.alerts.tracker import FOREVER, Tracker
 from headwater.expressions import Frame
 from headwater.records import FIRST_USER_STREAM, Column, ColumnType, Schema
 
@@ -27,6 +30,7 @@ SCHEMA = Schema(
         Column("site", ColumnType.STRING),
         Column("device", ColumnType.STRING),
         Column("ts", ColumnType.TIMESTAMP),
+        Column("received_at", ColumnType.TIMESTAMP),
         Column("temperature", ColumnType.DOUBLE),
         Column("zone", ColumnType.BIGINT),
     ),
@@ -70,46 +74,139 @@ def ends_of(rows: list[dict[str, Any]]) -> tuple[int, ...]:
     return tuple(sum(row["_partition"] == partition for row in rows) for partition in range(PARTITIONS))
 
 
-def run(tracker: Tracker, rows: list[dict[str, Any]], cuts: list[int]) -> list[tuple[str, str, int, int]]:
-    """(key, state, partition, offset) of all transitions, with batches cut at these rows."""
-    found = []
-    for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True):
-        judgement = tracker.judge(Frame(batch_of(rows[begin:end])))
-        tracker.keep(judgement, ends_of(rows[:end]))
-        found += [(one.key, one.state.value, one.partition, one.offset) for one in judgement.transitions]
-    return found
+Told = tuple[str, str, int, int, int]
 
 
-def reference(
-    rows: list[dict[str, Any]],
-    key: list[str],
-    for_us: int,
-    start: tuple[int, ...],
-    clear_below: float = 75.0,
-) -> list[tuple[str, str, int, int]]:
-    """Row by row through the state machine."""
-    instances: dict[str, Instance | None] = {}
-    found = []
-    for row in rows:
-        if row["_offset"] < start[row["_partition"]]:
-            continue
-        values = {name: row.get(name) for name in key}
-        if key == ["device"]:
-            values["device"] = values["device"] or ""
-        text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode()
-        temperature = row["temperature"]
-        instances[text], entered = advance(
-            instances.get(text),
-            raises=temperature is not None and temperature > 80,
-            cancels=temperature is not None and temperature <= 80,
-            resolves=temperature is not None and temperature < clear_below,
-            at_us=row["ts"],
-            partition=row["_partition"],
-            offset=row["_offset"],
-            for_us=for_us,
-        )
-        found += [(text, state.value, row["_partition"], row["_offset"]) for state in entered]
-    return found
+class Run:
+    """A tracker over batches, which can be taken down and made again from what it would have left in the database."""
+
+    def __init__(self, alarm: Alarm, start: tuple[int, ...] = (0, 0)) -> None:
+        self.alarm = alarm
+        self.start = start
+        self.saved: dict[str, Memory] = {}
+        self.records: list[bytes] = []
+        self.tracker = Tracker(alarm, {}, start)
+        self.told: list[Told] = []
+
+    def judge(self, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._tell(self.tracker.judge(Frame(batch_of(rows))))
+
+    def tick(self, now_us: int) -> None:
+        # As the service does: only where something is due.
+        if self.tracker.clock_us and self.tracker.deadline_us <= now_us:
+            self._tell(self.tracker.tick(now_us))
+
+    def commit(self, position: tuple[int, ...]) -> None:
+        for key, memory in self.tracker.unsaved().items():
+            self.saved.pop(key, None)
+            if memory is not None:
+                self.saved[key] = from_json(to_json(memory))
+        record = self.tracker.rows.record() if self.tracker.rows is not None else None
+        if record is not None:
+            self.records.append(record)
+        self.tracker.saved(position)
+
+    def restart(self) -> None:
+        rows = KeyRows.restored("hot", self.records) if self.tracker.rows is not None else None
+        self.tracker = Tracker(self.alarm, self.saved, self.start, self.tracker.clock_us, rows)
+
+    def _tell(self, transitions: Any) -> None:
+        self.told += [(one.key, one.state.value, one.at_us, one.partition, one.offset) for one in transitions]
+
+
+def text_of(row: dict[str, Any], key: list[str]) -> str:
+    values = {name: row.get(name) for name in key}
+    if key == ["device"]:
+        values["device"] = values["device"] or ""
+    return orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def above(limit: float, column: str = "temperature") -> Any:
+    return lambda row: None if row[column] is None else row[column] > limit
+
+
+def below(limit: float, column: str = "temperature") -> Any:
+    return lambda row: None if row[column] is None else row[column] < limit
+
+
+#: Settings in TOML's words beside the oracle's definition of the same.
+CONDITIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "where": ({"where": "temperature > 80"}, {"steps": [(above(80), None)]}),
+    "hysteresis": (
+        {"where": "temperature > 80", "clear": "temperature < 75"},
+        {"steps": [(above(80), None)], "clear": below(75)},
+    ),
+    "any": (
+        {"any": ["temperature > 85", "zone > 1"]},
+        {"steps": [(lambda row: any3(above(85)(row), above(1, "zone")(row)), None)]},
+    ),
+    "all": (
+        {"all": ["temperature > 75", "zone > 1"]},
+        {"steps": [(lambda row: all3(above(75)(row), above(1, "zone")(row)), None)]},
+    ),
+    "steps": (
+        {
+            "steps": [
+                {"where": "temperature > 80", "severity": "minor"},
+                {"where": "temperature > 85", "clear": "temperature < 79", "severity": "critical"},
+            ]
+        },
+        {"steps": [(above(80), None), (above(85), below(79))]},
+    ),
+    "steps and clear": (
+        {
+            "steps": [
+                {"where": "temperature > 77", "severity": "minor"},
+                {"where": "temperature > 80", "severity": "major"},
+                {"where": "temperature > 85", "severity": "critical"},
+            ],
+            "clear": "temperature < 75",
+        },
+        {"steps": [(above(77), None), (above(80), None), (above(85), None)], "clear": below(75)},
+    ),
+    "rate": (
+        {"where": "rate > 2", "rate": {"of": "temperature", "per": "1ms"}},
+        {"steps": [(above(2, "rate"), None)], "rate": ("temperature", 1000)},
+    ),
+    "silent": ({"silent": "0.009ms"}, {"silent_us": 9}),
+    "heartbeat": ({"silent": "0.009ms", "where": "temperature > 75"}, {"silent_us": 9}),
+}
+
+
+def any3(*values: bool | None) -> bool | None:
+    return True if True in values else None if None in values else False
+
+
+def all3(*values: bool | None) -> bool | None:
+    return False if False in values else None if None in values else True
+
+
+MODIFIERS = st.fixed_dictionaries(
+    {
+        "for_us": st.sampled_from([0, 0, 3, 10]),
+        "repeat": st.sampled_from([None, None, (2, 3)]),
+        "clear_after_us": st.sampled_from([None, None, 4]),
+        "flap": st.sampled_from([None, None, (1, 8), (2, 30)]),
+    }
+)
+
+
+def both(condition: str, modifiers: dict[str, Any], key: list[str]) -> tuple[Alarm, Definition]:
+    settings_, definition = CONDITIONS[condition]
+    words: dict[str, Any] = {"where": None, "key": key, "max_ahead": "0.03ms", **settings_}
+    given_ = dict(modifiers)
+    if "silent" in settings_:
+        given_ = {"flap": given_["flap"]}
+    if given_.get("for_us"):
+        words["for"] = f"{given_['for_us'] / 1000}ms"
+    if given_.get("repeat"):
+        words["repeat"] = dict(zip(("count", "of"), given_["repeat"], strict=True))
+    if given_.get("clear_after_us"):
+        words["clear_after"] = f"{given_['clear_after_us'] / 1000}ms"
+    if given_.get("flap"):
+        words["flap"] = {"changes": given_["flap"][0], "within": f"{given_['flap'][1] / 1000}ms"}
+    return alarm_of(**words), Definition(**definition, **given_, max_ahead_us=30)
 
 
 ROWS = st.lists(
@@ -117,7 +214,8 @@ ROWS = st.lists(
         {
             "site": st.sampled_from(["a", "b"]),
             "device": st.sampled_from(["", "d", "ee", "fff", None]),
-            "ts": st.integers(0, 20),
+            "ts": st.integers(1, 60) | st.integers(1, 60) | st.just(5000),
+            "received_at": st.sampled_from([None, 30, 60]),
             "temperature": st.sampled_from([None, 70.0, 78.0, 81.0, 90.0]),
             "zone": st.sampled_from([None, 1, 2]),
         }
@@ -125,39 +223,50 @@ ROWS = st.lists(
     min_size=1,
     max_size=40,
 ).map(numbered)
+KEYS = [["device"], ["site"], ["site", "zone"], ["device", "zone"]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
+    st.sampled_from(sorted(CONDITIONS)),
+    MODIFIERS,
+    st.sampled_from(KEYS),
     ROWS,
-    st.lists(st.integers(0, 40), max_size=4),
-    st.sampled_from([["device"], ["site"], ["site", "zone"], ["device", "zone"]]),
-    st.sampled_from([0, 3, 10]),
+    st.lists(
+        st.tuples(st.integers(0, 40), st.sampled_from(["cut", "commit", "restart", "tick"])), max_size=6
+    ),
     st.tuples(st.integers(0, 6), st.integers(0, 6)) | st.just((0, 0)),
 )
-def test_equal_to_every_row_judged(
-    rows: list[dict[str, Any]], cuts: list[int], key: list[str], for_us: int, start: tuple[int, int]
+def test_equal_to_the_oracle_whatever_the_batches(
+    condition: str,
+    modifiers: dict[str, Any],
+    key: list[str],
+    rows: list[dict[str, Any]],
+    events: list[tuple[int, str]],
+    start: tuple[int, int],
 ) -> None:
-    alarm = alarm_of(clear="temperature < 75", key=key, **{"for": for_us})
-    cuts = sorted(min(cut, len(rows)) for cut in cuts)
-    assert run(Tracker(alarm, {}, start), rows, cuts) == reference(rows, key, for_us, start)
-
-
-@settings(max_examples=100, deadline=None)
-@given(ROWS, st.integers(0, 40), st.sampled_from([["device"], ["site", "zone"]]), st.sampled_from([0, 3]))
-def test_restored_instances_go_on(rows: list[dict[str, Any]], cut: int, key: list[str], for_us: int) -> None:
-    alarm = alarm_of(clear="temperature < 75", key=key, **{"for": for_us})
-    cut = min(cut, len(rows))
-    expected = reference(rows, key, for_us, (0, 0))
-    first = Tracker(alarm, {}, (0, 0))
-    judgement = first.judge(Frame(batch_of(rows[:cut])))
-    open_: dict[str, Instance] = {}
-    for one in judgement.transitions:
-        open_.pop(one.key, None)
-        if one.state in (State.PENDING, State.FIRING):
-            open_[one.key] = one.instance
-    found = [(one.key, one.state.value, one.partition, one.offset) for one in judgement.transitions]
-    assert found + run(Tracker(alarm, open_, ends_of(rows[:cut])), rows[cut:], []) == expected
+    alarm, definition = both(condition, modifiers, key)
+    oracle, run = Oracle(definition), Run(alarm, start)
+    done = 0
+    cuts = sorted((min(at, len(rows)), event) for at, event in events)
+    for at, event in [*cuts, (len(rows), "end")]:
+        run.judge(rows[done:at])
+        for row in rows[done:at]:
+            if row["_offset"] >= start[row["_partition"]]:
+                alive = condition != "heartbeat" or above(75)(row) is True
+                oracle.row(text_of(row, key), row, alive)
+        done = at
+        if event in ("commit", "restart"):
+            run.commit(ends_of(rows[:at]))
+        if event == "restart":
+            run.restart()
+        if event in ("tick", "end") and oracle.now:
+            run.tick(oracle.now + 15)
+            oracle.tick(oracle.now + 15)
+            run.tracker.clock_us = max(run.tracker.clock_us, oracle.now if alarm.rules.timed else 0)
+    assert by_key(run.told) == by_key([each[:5] for each in oracle.told])
+    if alarm.rules.timed:
+        assert run.tracker.clock_us == oracle.now
 
 
 def test_one_instance_for_a_stream_without_a_key() -> None:
@@ -168,19 +277,27 @@ def test_one_instance_for_a_stream_without_a_key() -> None:
     rows = numbered(
         [{"device": "d", "ts": n, "temperature": t} for n, t in enumerate([81.0, 90.0, 70.0, 85.0])]
     )
-    found = run(Tracker(alarm, {}, (0, 0)), rows, [1])
-    assert [(key, state) for key, state, _, _ in found] == [
+    run = Run(alarm)
+    run.judge(rows[:1])
+    run.judge(rows[1:])
+    assert [(key, state) for key, state, *_ in run.told] == [
         ("{}", "pending"), ("{}", "firing"), ("{}", "resolved"), ("{}", "pending"), ("{}", "firing"),
     ]  # fmt: skip
 
 
-def test_judging_does_nothing_until_kept() -> None:
-    rows = numbered([{"device": "d", "ts": 0, "temperature": 90.0}])
-    tracker = Tracker(alarm_of(), {}, (0, 0))
-    frame = Frame(batch_of(rows))
-    assert tracker.judge(frame).transitions == tracker.judge(frame).transitions != []
-    tracker.keep(tracker.judge(frame), ends_of(rows))
-    assert tracker.judge(frame).transitions == []
+@pytest.mark.parametrize("key", [["device"], ["site"], []])
+def test_a_keyless_or_keyed_fleet_falls_silent(key: list[str]) -> None:
+    alarm = alarm_of(where=None, silent="5m", key=key)
+    run = Run(alarm)
+    run.judge(numbered([{"device": "d", "site": "a", "ts": 1_000_000, "temperature": 1.0}]))
+    assert run.tracker.deadline_us == 301_000_000
+    run.tick(300_999_999)
+    assert run.told == []
+    run.tick(301_000_000)
+    assert [(state, at) for _, state, at, *_ in run.told] == [
+        ("pending", 301_000_000), ("firing", 301_000_000),
+    ]  # fmt: skip
+    assert run.tracker.deadline_us == FOREVER
 
 
 def test_idle_keys_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +306,35 @@ def test_idle_keys_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     rows += [{"device": "d", "site": f"s{n}", "ts": n, "temperature": 70.0} for n in range(1, 20)]
     rows += [{"device": "d", "site": "s0", "ts": 99, "temperature": 70.0}]
     rows = numbered(rows)
-    tracker = Tracker(alarm_of(key=["site"]), {}, (0, 0))
-    found = run(tracker, rows, list(range(1, len(rows))))
-    assert found == reference(rows, ["site"], 0, (0, 0), clear_below=80.1)
-    assert len(tracker._slots) <= 4
+    run = Run(alarm_of(key=["site"]))
+    oracle = Oracle(Definition(steps=[(above(80), None)]))
+    for at, row in enumerate(rows, 1):
+        run.judge([row])
+        run.commit(ends_of(rows[:at]))
+        oracle.row(text_of(row, ["site"]), row)
+    assert by_key(run.told) == by_key([each[:5] for each in oracle.told])
+    assert len(run.tracker.keys._by_key) <= 4
+
+
+@pytest.mark.parametrize("words", [{}, {"where": None, "silent": "1s"}, {"rate": {"of": "temperature"}}])
+def test_keys_are_bounded(words: dict[str, Any]) -> None:
+    run = Run(alarm_of(max_keys=2, **words))
+    rows = [{"device": "d" * n, "ts": n, "temperature": 90.0} for n in range(1, 6)]
+    run.judge(numbered(rows + rows))
+    assert run.tracker.refused > 0
+    assert len(run.tracker.unsaved()) <= 2
+    assert run.tracker.rows is None or len(run.tracker.rows) == 2
+
+
+def test_a_clock_that_lies_moves_no_time() -> None:
+    run = Run(alarm_of(where=None, silent="1s"))
+    rows = [
+        {"device": "d", "ts": 10_000_000, "received_at": 10_000_000},
+        {"device": "ee", "ts": 10**15, "received_at": 10_000_000},
+        {"device": "ee", "ts": 1, "received_at": 10_500_000},
+    ]
+    run.judge(numbered(rows))
+    assert run.tracker.clock_us == 10_000_000
+    assert run.told == []
+    run.tick(11_000_000)
+    assert [key for key, state, *_ in run.told if state == "firing"] == ['{"device":"d"}', '{"device":"ee"}']

@@ -11,13 +11,15 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
+from tests.alerts.oracle import Definition, Oracle, by_key
 from tests.forgetful.layer import Layer
 from tests.integration.publisher import DEVICES, END_MS
 from tests.integration.reference import recorded_transitions, transitions, us, windows
@@ -52,7 +54,30 @@ on    = "telemetry"
 where = "temperature > 80"
 clear = "temperature < 75"
 for   = "5s"
+
+# Alarms that remember more than a state: of rows that change nothing, too.
+[alarms.steps]
+on    = "telemetry"
+steps = [{ where = "temperature > 80", severity = "minor" }, { where = "temperature > 85", severity = "critical" }]
+[alarms.repeated]
+on     = "telemetry"
+where  = "temperature > 80"
+repeat = { count = 2, of = 3 }
+[alarms.rising]
+on    = "telemetry"
+where = "rate > 5"
+rate  = { of = "temperature", per = "1s" }
 '''
+DEFINITIONS = {
+    "steps": Definition(
+        [(lambda row: row["temperature"] > 80, None), (lambda row: row["temperature"] > 85, None)]
+    ),
+    "repeated": Definition([(lambda row: row["temperature"] > 80, None)], repeat=(2, 3)),
+    "rising": Definition(
+        [(lambda row: None if row["rate"] is None else row["rate"] > 5, None)],
+        rate=("temperature", 1_000_000),
+    ),
+}
 WINDOW_US = 60_000_000
 
 
@@ -160,13 +185,36 @@ def check(server: Server, noted: set[int]) -> None:
     }
     resolved = sum(state == "resolved" for found in expected.values() for state, _ in found)
     assert resolved > DEVICES, "the run raised too few alarms to show anything"
-    server.await_alarms(lambda found: sum(each["state"] == "resolved" for each in found) >= resolved)
+    server.await_alarms(lambda found: sum(each["state"] == "resolved" for each in hot(found)) >= resolved)
     fired = sum(state == "firing" for found in expected.values() for state, _ in found)
-    assert len([each for each in server.get("/api/v1/alarms", limit="100000") if each["fired_at"]]) == fired
+    alarms = hot(server.get("/api/v1/alarms", limit="100000"))
+    assert len([each for each in alarms if each["fired_at"]]) == fired
     books = server.get("/api/v1/books")
     assert books["balanced"], books
     server.stop()
     assert recorded_transitions(server.directory, "hot") == expected
+    for alarm, definition in DEFINITIONS.items():
+        found = recorded_transitions(server.directory, alarm)
+        assert found == remembered(series, definition), alarm
+        assert len(found) == DEVICES, f"{alarm} raised too little to show anything"
+
+
+def hot(alarms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for each in alarms if each["alarm"] == "hot"]
+
+
+def remembered(
+    series: Mapping[str, Sequence[tuple[int, float]]], definition: Definition
+) -> dict[str, list[tuple[str, int]]]:
+    """What the oracle says about these readings, as `recorded_transitions` gives it."""
+    oracle = Oracle(definition)
+    for device, readings in series.items():
+        for offset, (at_us, temperature) in enumerate(readings):
+            oracle.row(device, {"ts": at_us, "temperature": temperature, "_partition": 0, "_offset": offset})
+    return {
+        device: [(state, at_us) for _, state, at_us, *_ in told]
+        for device, told in by_key(oracle.told).items()
+    }
 
 
 def nothing(_kill: int) -> None:
