@@ -33,12 +33,11 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from sqlglot import exp, tokens
-from sqlglot.dialects.dialect import Dialect
-from sqlglot.errors import ParseError, TokenError
+from sqlglot import exp
 
 from headwater import functions, vectors
 from headwater.errors import SqlError
+from headwater.expression_text import MAX_DEPTH, MAX_LENGTH, parse, text_of
 from headwater.records import ColumnType
 from headwater.vectors import Frame, Mask, Value, Vector
 
@@ -51,10 +50,6 @@ __all__ = [
     "compile_condition",
     "compile_expression",
 ]
-
-#: Longest text in characters, and deepest nesting (AND and OR chains count once). Ours; nobody writes that by hand.
-MAX_LENGTH: Final = 10_000
-MAX_DEPTH: Final = 32
 
 _TIMESTAMP: Final = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d(\.\d{1,6})?)?)?")
 _Made = TypeVar("_Made")
@@ -110,11 +105,11 @@ def compile_expression(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) -
     >>> battery.evaluate(pa.record_batch({"battery": pa.array([3300, None], pa.int64())})).to_pylist()
     [3.3, None]
     """
-    node, compiler = _parse(sql), _Compiler(columns)
+    node, compiler = parse(sql), _Compiler(columns)
     typed = compiler.compile(node, 0)
     if typed.type is None:
         raise _error(node, "NULL alone has no type; nearest: COALESCE over columns")
-    return Expression(_text(sql), frozenset(compiler.used), typed.type, typed.run)
+    return Expression(text_of(sql), frozenset(compiler.used), typed.type, typed.run)
 
 
 def compile_condition(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) -> Condition:
@@ -125,49 +120,13 @@ def compile_condition(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) ->
     >>> true.tolist(), false.tolist()
     ([True, False, False], [False, True, False])
     """
-    node, compiler = _parse(sql), _Compiler(columns)
+    node, compiler = parse(sql), _Compiler(columns)
     typed = compiler.compile(node, 0)
     if typed.type is not ColumnType.BOOLEAN:
         raise _error(
             node, f"{_shown(typed.type)} is no condition; compare it, such as ... > 0 or ... IS NOT NULL"
         )
-    return Condition(_text(sql), frozenset(compiler.used), typed.run)
-
-
-class _Scalar(Dialect):
-    """sqlglot's base SQL with Flink's backtick as the quote of names."""
-
-    class Tokenizer(tokens.Tokenizer):
-        IDENTIFIERS = ["`"]  # noqa: RUF012  (sqlglot reads it from the class)
-
-
-def _text(sql: str | exp.Expr) -> str:
-    return sql if isinstance(sql, str) else sql.sql()
-
-
-def _parse(sql: str | exp.Expr) -> exp.Expr:
-    if not isinstance(sql, str):
-        return sql
-    if len(sql) > MAX_LENGTH:
-        raise SqlError(f"the expression has {len(sql)} characters; at most {MAX_LENGTH}", MAX_LENGTH)
-    try:
-        statements = _Scalar().parse(sql)
-    except ParseError as error:
-        problem = error.errors[0]
-        line, mark = problem.get("line") or 1, problem.get("highlight") or ""
-        before = sum(map(len, sql.splitlines(keepends=True)[: line - 1]))
-        position = before + (problem.get("col") or 0) - len(mark)
-        reason = "an operand is missing" if "missing" in str(problem.get("description")) else "not understood"
-        raise SqlError(f"at position {position}, {mark!r}: {reason} in {sql!r}", position) from None
-    except TokenError:
-        raise SqlError(f"a quote is not closed in {sql!r}", sql.rfind("'")) from None
-    except RecursionError:
-        raise SqlError(f"nested deeper than {MAX_DEPTH} levels") from None
-    if not statements or statements[0] is None:
-        raise SqlError("the expression is empty", 0)
-    if len(statements) > 1:
-        raise SqlError(f"text after ';' in {sql!r}; one expression is expected", sql.find(";"))
-    return statements[0]
+    return Condition(text_of(sql), frozenset(compiler.used), typed.run)
 
 
 class _Compiler:

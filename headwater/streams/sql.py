@@ -54,6 +54,8 @@ def plan(sql: str, name: str, tables: Mapping[str, Schema]) -> Plan:
             r"^at position \d+: ", "", str(error)
         )  # of an expression: line and column say it better
         raise SqlError(f"query {name}{at}: {reason}", error.position) from None
+    except RecursionError:
+        raise SqlError(f"query {name}: the text is nested too deep to be planned; write it flatter") from None
 
 
 def _select(tree: exp.Expr, sql: str) -> exp.Select:

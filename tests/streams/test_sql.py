@@ -178,6 +178,12 @@ def test_new_parts_of_a_query_are_part_of_its_signature() -> None:
     assert len(signatures) == len(texts)
 
 
+def test_a_text_nested_too_deep_is_refused() -> None:
+    deep = " AND ".join(["COUNT(*) > 1"] * 3_000)
+    with pytest.raises(SqlError, match="nested too deep"):
+        plan(expand(f"SELECT COUNT(*) AS n FROM $W $G HAVING {deep}"), "q", TABLES)
+
+
 def test_an_aggregate_that_is_used_twice_is_computed_once() -> None:
     sql = (
         "SELECT MAX(rssi) - MIN(rssi) AS span, MAX(rssi) AS high, MIN(t.rssi) * 2 AS low FROM $W AS t $G "
