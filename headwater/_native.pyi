@@ -198,21 +198,24 @@ def message_fields(
     """
 
 @final
-class Tumble:
-    """Window kernel for TUMBLE: one 64-byte record per (window, key), in Rust."""
+class AlignedWindows:
+    """Window kernel for TUMBLE, HOP, CUMULATE and calendar windows: dense records per (pane, key), in Rust.
+
+    shape:      kind and microseconds: tumble (size), hop (slide, size), cumulate (step, size), calendar (starts)
+    aggregates: (function, index into inputs or None, parameter): count_star | count | sum | avg | min | max | var_pop |
+                var_samp | stddev_pop | stddev_samp | first_value | last_value | count_distinct | percentile; the
+                parameter of percentile is its share in millionths, else 0
+    inputs:     "double" or "bigint" for each input column; text, of count and count_distinct, is "bigint"
+    """
 
     def __init__(
         self,
-        size_us: int,
-        aggregates: list[tuple[str, int | None]],
+        shape: tuple[str, list[int]],
+        aggregates: list[tuple[str, int | None, int]],
         inputs: list[str],
         max_bytes: int,
         max_panes: int,
-    ) -> None:
-        """aggregates: (count_star | count | sum | avg | min | max, index into inputs or None)
-        inputs: "double" or "bigint" for each input column
-        """
-
+    ) -> None: ...
     def add(
         self,
         keys: pa.Array,
@@ -221,29 +224,71 @@ class Tumble:
         select: pa.Array | None,
         watermark_us: int,
     ) -> tuple[int, int, int]:
-        """Adds rows. Returns (rows in open windows, late rows that amend, rows dropped as too late).
+        """Adds rows. Returns (rows in open windows alone, late rows that amend, rows dropped as too late).
 
-        keys uint32, ts timestamp[us] or int64, inputs float64 or int64 of equal length, select boolean
+        keys uint32, ts timestamp[us] or int64, inputs float64, int64 or string of equal length, select boolean
+        raises: LogFullError at max_bytes or max_panes, with nothing added
         """
 
     def close(self, watermark_us: int, max_rows: int) -> pa.RecordBatch | None:
         """Windows that ended at or before the watermark: `_key`, `window_start`, `window_end`, one column
-        `a0`, `a1`, ... per aggregate, `revision` (0, then +1 for each amendment)."""
+        `aggregate_0`, `aggregate_1`, ... per aggregate, `revision` (0, then +1 for each amendment)."""
 
     def forget(self, before_us: int) -> None:
-        """Drops closed windows that ended before this."""
+        """Drops closed windows that ended at or before this."""
 
     def stats(self) -> dict[str, int]: ...
     def encode(self) -> bytes: ...
     @staticmethod
     def decode(
         state: bytes,
-        size_us: int,
-        aggregates: list[tuple[str, int | None]],
+        shape: tuple[str, list[int]],
+        aggregates: list[tuple[str, int | None, int]],
         inputs: list[str],
         max_bytes: int,
         max_panes: int,
-    ) -> Tumble: ...
+    ) -> AlignedWindows: ...
+
+@final
+class SessionWindows:
+    """Window kernel for SESSION: open sessions per key that rows extend and merge, in Rust.
+
+    gap_us: rows no further apart than this are one session; aggregates and inputs as those of AlignedWindows
+    """
+
+    def __init__(
+        self,
+        gap_us: int,
+        aggregates: list[tuple[str, int | None, int]],
+        inputs: list[str],
+        max_bytes: int,
+    ) -> None: ...
+    def add(
+        self,
+        keys: pa.Array,
+        ts: pa.Array,
+        inputs: list[pa.Array],
+        select: pa.Array | None,
+        watermarks: pa.Array,
+    ) -> tuple[int, int, int]:
+        """Adds rows; watermarks int64 is the watermark before each. Returns (rows added, 0, rows dropped as too late).
+
+        raises: LogFullError at max_bytes, with nothing added
+        """
+
+    def close(self, watermark_us: int, max_rows: int) -> pa.RecordBatch | None:
+        """Sessions that ended at or before the watermark, in order of (end, key, start); columns as above."""
+
+    def stats(self) -> dict[str, int]: ...
+    def encode(self) -> bytes: ...
+    @staticmethod
+    def decode(
+        state: bytes,
+        gap_us: int,
+        aggregates: list[tuple[str, int | None, int]],
+        inputs: list[str],
+        max_bytes: int,
+    ) -> SessionWindows: ...
 
 @final
 class KeyInterner:

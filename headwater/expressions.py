@@ -6,7 +6,8 @@ themselves are in `vectors.py`.
 
 Subset: columns (`name`, or quoted with backticks as in Flink), numbers, 'strings', TRUE, FALSE, NULL, TIMESTAMP
 '2026-01-31 12:00:00.5' (UTC), + - * / %, unary -, = <> < <= > >=, AND, OR, NOT, IS [NOT] NULL, IS [NOT] TRUE | FALSE,
-[NOT] BETWEEN, [NOT] IN (list), [NOT] LIKE 'pattern', COALESCE, ABS, CASE, parentheses.
+[NOT] BETWEEN, [NOT] IN (list), [NOT] LIKE 'pattern', COALESCE, NULLIF, IF, CASE, CAST, TRY_CAST, EXTRACT, the
+functions of `functions.py`, parentheses.
 
 Meaning, as in Flink SQL where a choice exists:
   - Three-valued logic: an operator over NULL is NULL; `FALSE AND NULL` is FALSE, `TRUE OR NULL` is TRUE.
@@ -16,6 +17,7 @@ Meaning, as in Flink SQL where a choice exists:
   - DOUBLE is IEEE 754, as Java's primitives: 1/0.0 is infinity, 0/0.0 is NaN; NaN is <> everything, itself
     included, and every other comparison with it is FALSE (not NULL).
   - Strings compare by their UTF-8 bytes. In LIKE `%` is any text, `_` one character; there is no escape character.
+  - CAST of a text that is no number is NULL, as TRY_CAST: Flink fails the job at CAST.
   - A literal NULL may not be compared: that is NULL for every row, and IS NULL was meant.
 """
 
@@ -27,16 +29,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from sqlglot import exp, tokens
-from sqlglot.dialects.dialect import Dialect
-from sqlglot.errors import ParseError, TokenError
+from sqlglot import exp
 
-from headwater import vectors
+from headwater import functions, vectors
 from headwater.errors import SqlError
+from headwater.expression_text import MAX_DEPTH, MAX_LENGTH, parse, text_of
 from headwater.records import ColumnType
 from headwater.vectors import Frame, Mask, Value, Vector
 
@@ -50,13 +51,18 @@ __all__ = [
     "compile_expression",
 ]
 
-#: Longest text in characters, and deepest nesting (AND and OR chains count once). Ours; nobody writes that by hand.
-MAX_LENGTH: Final = 10_000
-MAX_DEPTH: Final = 32
-
 _TIMESTAMP: Final = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d(\.\d{1,6})?)?)?")
+_Made = TypeVar("_Made")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMERIC: Final = (ColumnType.BIGINT, ColumnType.DOUBLE)
+#: Names that sqlglot has for types.
+_CAST_TYPES: Final = {
+    "BIGINT": ColumnType.BIGINT,
+    "DOUBLE": ColumnType.DOUBLE,
+    "BOOLEAN": ColumnType.BOOLEAN,
+    "TEXT": ColumnType.STRING,
+    "VARCHAR": ColumnType.STRING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +105,11 @@ def compile_expression(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) -
     >>> battery.evaluate(pa.record_batch({"battery": pa.array([3300, None], pa.int64())})).to_pylist()
     [3.3, None]
     """
-    node, compiler = _parse(sql), _Compiler(columns)
+    node, compiler = parse(sql), _Compiler(columns)
     typed = compiler.compile(node, 0)
     if typed.type is None:
         raise _error(node, "NULL alone has no type; nearest: COALESCE over columns")
-    return Expression(_text(sql), frozenset(compiler.used), typed.type, typed.run)
+    return Expression(text_of(sql), frozenset(compiler.used), typed.type, typed.run)
 
 
 def compile_condition(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) -> Condition:
@@ -114,49 +120,13 @@ def compile_condition(sql: str | exp.Expr, columns: Mapping[str, ColumnType]) ->
     >>> true.tolist(), false.tolist()
     ([True, False, False], [False, True, False])
     """
-    node, compiler = _parse(sql), _Compiler(columns)
+    node, compiler = parse(sql), _Compiler(columns)
     typed = compiler.compile(node, 0)
     if typed.type is not ColumnType.BOOLEAN:
         raise _error(
             node, f"{_shown(typed.type)} is no condition; compare it, such as ... > 0 or ... IS NOT NULL"
         )
-    return Condition(_text(sql), frozenset(compiler.used), typed.run)
-
-
-class _Scalar(Dialect):
-    """sqlglot's base SQL with Flink's backtick as the quote of names."""
-
-    class Tokenizer(tokens.Tokenizer):
-        IDENTIFIERS = ["`"]  # noqa: RUF012  (sqlglot reads it from the class)
-
-
-def _text(sql: str | exp.Expr) -> str:
-    return sql if isinstance(sql, str) else sql.sql()
-
-
-def _parse(sql: str | exp.Expr) -> exp.Expr:
-    if not isinstance(sql, str):
-        return sql
-    if len(sql) > MAX_LENGTH:
-        raise SqlError(f"the expression has {len(sql)} characters; at most {MAX_LENGTH}", MAX_LENGTH)
-    try:
-        statements = _Scalar().parse(sql)
-    except ParseError as error:
-        problem = error.errors[0]
-        line, mark = problem.get("line") or 1, problem.get("highlight") or ""
-        before = sum(map(len, sql.splitlines(keepends=True)[: line - 1]))
-        position = before + (problem.get("col") or 0) - len(mark)
-        reason = "an operand is missing" if "missing" in str(problem.get("description")) else "not understood"
-        raise SqlError(f"at position {position}, {mark!r}: {reason} in {sql!r}", position) from None
-    except TokenError:
-        raise SqlError(f"a quote is not closed in {sql!r}", sql.rfind("'")) from None
-    except RecursionError:
-        raise SqlError(f"nested deeper than {MAX_DEPTH} levels") from None
-    if not statements or statements[0] is None:
-        raise SqlError("the expression is empty", 0)
-    if len(statements) > 1:
-        raise SqlError(f"text after ';' in {sql!r}; one expression is expected", sql.find(";"))
-    return statements[0]
+    return Condition(text_of(sql), frozenset(compiler.used), typed.run)
 
 
 class _Compiler:
@@ -214,10 +184,22 @@ class _Compiler:
     def _true_false(self, node: exp.Expr, _depth: int) -> Vector:
         return vectors.constant(ColumnType.BOOLEAN, bool(node.this))
 
-    def _timestamp(self, node: exp.Expr, _depth: int) -> Vector:
-        literal, to = node.this, node.args["to"]
-        if not (to.is_type("timestamp") and isinstance(literal, exp.Literal) and literal.is_string):
-            raise _error(node, _outside(node))
+    def _cast(self, node: exp.Expr, depth: int) -> Vector:
+        to = node.args["to"]
+        if to.is_type("timestamp"):
+            return self._timestamp(node)
+        target = _CAST_TYPES.get(to.this.value)
+        if target is None or to.expressions:
+            wanted = "BIGINT, DOUBLE, BOOLEAN or STRING"
+            raise _error(node, f"CAST to {to.sql()} is outside the subset; nearest: {wanted}")
+        return self._built(node, "CAST", functions.cast, self.compile(node.this, depth), target)
+
+    def _timestamp(self, node: exp.Expr) -> Vector:
+        literal = node.this
+        if not (isinstance(literal, exp.Literal) and literal.is_string):
+            raise _error(
+                node, "CAST to TIMESTAMP takes a text in quotes: TIMESTAMP '2026-01-31 12:00:00' (UTC)"
+            )
         try:
             if not _TIMESTAMP.fullmatch(literal.this):
                 raise ValueError("another form")
@@ -234,8 +216,38 @@ class _Compiler:
             return _number_literal(node.this, "-" + node.this.this)
         return vectors.unary(np.negative, self._number(node.this, depth, "-"))
 
-    def _abs(self, node: exp.Expr, depth: int) -> Vector:
-        return vectors.unary(np.abs, self._number(node.this, depth, "ABS"))
+    def _function(self, node: exp.Expr, depth: int) -> Vector:
+        function = functions.FUNCTIONS[type(node)]
+        name = function.name
+        nodes = function.parts(node)
+        if node.args.get("position") or node.args.get("to"):  # TRIM(LEADING ...), FLOOR(ts TO HOUR)
+            raise _error(node, f"{name} is written {function.form}")
+        values: list[Any] = []
+        for at, part in enumerate(nodes):
+            kind = function.takes[min(at, len(function.takes) - 1)]
+            if part is None:
+                raise _error(node, f"{name} is written {function.form}")
+            if functions.is_literal(kind):
+                values.append(self._built(part, name, functions.literal, part, kind))
+                continue
+            value = self.compile(part, depth)
+            if value.type not in kind:
+                wanted = " or ".join(type_.value.upper() for type_ in kind if isinstance(type_, ColumnType))
+                raise _error(part, f"{name} needs {wanted}, found {_shown(value.type)}")
+            values.append(value)
+        return self._built(node, name, function.build, *values)
+
+    def _extract(self, node: exp.Expr, depth: int) -> Vector:
+        time = self.compile(node.expression, depth)
+        if time.type is not ColumnType.TIMESTAMP:
+            raise _error(node.expression, f"EXTRACT needs a TIMESTAMP, found {_shown(time.type)}")
+        return self._built(node, "EXTRACT", functions.extract, node.this.name.upper(), time)
+
+    def _built(self, node: exp.Expr, name: str, build: Callable[..., _Made], *values: Any) -> _Made:
+        try:
+            return build(*values)
+        except functions.Refused as refused:
+            raise _error(node, f"{name} {refused}") from None
 
     def _arithmetic(self, node: exp.Expr, depth: int) -> Vector:
         symbol = _ARITHMETIC[type(node)]
@@ -312,6 +324,17 @@ class _Compiler:
         values = [self.compile(part, depth) for part in [node.this, *node.expressions]]
         return _choose(node, [(functools.partial(_is_known, value), value) for value in values])
 
+    def _nullif(self, node: exp.Expr, depth: int) -> Vector:
+        value, other = self.compile(node.this, depth), self.compile(node.expression, depth)
+        same = _compare("=", (node.this, value), (node.expression, other))
+        rest = lambda frame: np.True_  # noqa: E731
+        return _choose(node, [(functools.partial(_is_true, same), vectors.null()), (rest, value)])
+
+    def _if(self, node: exp.Expr, depth: int) -> Vector:
+        if node.args.get("false") is None:
+            raise _error(node, "IF is written IF(condition, value, other value)")
+        return self._case(exp.Case(ifs=[node], default=node.args["false"]), depth)
+
     def _case(self, node: exp.Expr, depth: int) -> Vector:
         branches: list[tuple[Callable[[Frame], Any], Vector]] = []
         for branch in node.args["ifs"]:
@@ -357,9 +380,12 @@ _METHODS: Final[dict[type[exp.Expr], Callable[[_Compiler, Any, int], Vector]]] =
     exp.Literal: _Compiler._literal,
     exp.Null: _Compiler._null,
     exp.Boolean: _Compiler._true_false,
-    exp.Cast: _Compiler._timestamp,
+    exp.Cast: _Compiler._cast,
+    exp.TryCast: _Compiler._cast,
+    exp.Extract: _Compiler._extract,
+    exp.Nullif: _Compiler._nullif,
+    exp.If: _Compiler._if,
     exp.Neg: _Compiler._negative,
-    exp.Abs: _Compiler._abs,
     exp.Between: _Compiler._between,
     exp.In: _Compiler._in,
     exp.Like: _Compiler._like,
@@ -369,6 +395,7 @@ _METHODS: Final[dict[type[exp.Expr], Callable[[_Compiler, Any, int], Vector]]] =
     exp.Is: _Compiler._is,
     exp.Coalesce: _Compiler._coalesce,
     exp.Case: _Compiler._case,
+    **dict.fromkeys(functions.FUNCTIONS, _Compiler._function),
     **dict.fromkeys(_ARITHMETIC, _Compiler._arithmetic),
     **dict.fromkeys(_COMPARISON, _Compiler._comparison),
 }
@@ -380,12 +407,16 @@ def _outside(node: exp.Expr) -> str:
         return f"text after the expression: {node.args['alias'].name!r}"
     if isinstance(node, (exp.Query, exp.Command, exp.DDL, exp.DML)):
         return "a statement stands where a condition or value is expected; write only the expression, without SELECT"
-    if isinstance(node, exp.Cast):
-        return "CAST is outside the subset; nearest: TIMESTAMP '...' for a time, 1.0 * x for a DOUBLE"
     if isinstance(node, exp.Func):
         name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
-        close = difflib.get_close_matches(name.upper(), ["COALESCE", "ABS"], n=1)
-        nearest = f"did you mean {close[0]}?" if close else "the functions are ABS and COALESCE"
+        known = [
+            "COALESCE",
+            "NULLIF",
+            "EXTRACT",
+            *(function.name for function in functions.FUNCTIONS.values()),
+        ]
+        close = difflib.get_close_matches(name.upper(), known, n=1)
+        nearest = f"did you mean {close[0]}?" if close else f"the functions are {', '.join(sorted(known))}"
         return f"function {name.upper()} is outside the subset; {nearest}"
     return f"{node.sql()!r} is outside the subset of scalar expressions"
 

@@ -107,6 +107,11 @@ def planned(
         for name, query in waiting.items():
             try:
                 plans[name] = plan(query.sql, name, tables)
+                if query.late == "amend" and (reason := plans[name].final):
+                    raise ConfigError(
+                        f"queries.{name}.late: found 'amend', but {reason}; late rows are left out and counted. "
+                        "Leave it out, and give the stream a longer lateness where rows come late"
+                    )
                 tables[name] = Schema(0, 0, name, plans[name].columns, plans[name].key)
             except SqlError as error:
                 refusals[name] = error

@@ -198,6 +198,38 @@ def unary(function: Any, operand: Vector) -> Vector:
     return Vector(operand.type, run)
 
 
+def of_numbers(type_: ColumnType, function: Any, operands: Sequence[Vector]) -> Vector:
+    """A numpy function of numbers, element by element; `type_` is BIGINT or DOUBLE. NULL where one of them is."""
+    dtype = np.float64 if type_ is ColumnType.DOUBLE else np.int64
+
+    def run(frame: Frame) -> Value:
+        known, values = None, []
+        for operand in operands:
+            value, has = operand.run(frame)
+            values.append(value)
+            known = _both(known, has)
+        with np.errstate(all="ignore"):
+            found = function(*values)
+            return found.astype(dtype, copy=False) if isinstance(found, np.ndarray) else dtype(found), known
+
+    return Vector(type_, run)
+
+
+def of_texts(type_: ColumnType, function: Any, operands: Sequence[Vector]) -> Vector:
+    """An Arrow function of texts, element by element, of a result of `type_`."""
+
+    def run(frame: Frame) -> Value:
+        found = function(*(operand.run(frame) for operand in operands))
+        if type_ in _TEXT:
+            return found
+        if isinstance(found, pa.Scalar):
+            dtype = np.float64 if type_ is ColumnType.DOUBLE else np.int64
+            return (dtype(found.as_py()), None) if found.is_valid else (dtype(0), np.False_)
+        return _from_arrow(found.cast(type_.arrow), type_)
+
+    return Vector(type_, run)
+
+
 def arithmetic(symbol: str, left: Vector, right: Vector) -> Vector:
     """left <symbol> right: DOUBLE where one of them is, else BIGINT."""
     type_ = ColumnType.DOUBLE if ColumnType.DOUBLE in (left.type, right.type) else ColumnType.BIGINT

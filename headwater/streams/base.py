@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, Protocol, TypedDict
 
 from headwater.records import Schema
-from headwater.streams.sql import Plan
+from headwater.streams.plan import Plan
 
 
 class QueryMetrics(TypedDict):

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headwater import _native
-from headwater.records import ColumnType, Schema
+from headwater.records import Column, ColumnType, Schema
 from headwater.streams import watermarks
-from headwater.streams.sql import Plan
+from headwater.streams.aggregates import Aggregates
+from headwater.streams.plan import Plan
+from headwater.vectors import Frame
 
 _TIMESTAMP: Final = ColumnType.TIMESTAMP.arrow
 #: Columns of the kernel before its aggregates: `_key`, `window_start`, `window_end`.
@@ -47,8 +49,11 @@ class Intake:
 
     def __init__(self, plan: Plan, source: Schema, max_keys: int, keys: bytes) -> None:
         self._plan = plan
-        names = {aggregate.column for aggregate in plan.aggregates if aggregate.column is not None}
+        names = [aggregate.column for aggregate in plan.aggregates if aggregate.column is not None]
         self._inputs = [column for column in source.columns if column.name in names]
+        self._inputs += [Column(name, expression.type) for name, expression in plan.computed.items()]
+        #: Text whose values are told apart; of other text only whether there is a value counts.
+        self._distinct = {a.column for a in plan.aggregates if a.function == "count_distinct"}
         self._groups = [group.column for group in plan.groups]
         self._by_key = self._groups == [source.key]
         #: A result stream: reads each window's first result, amendments would count twice.
@@ -67,7 +72,8 @@ class Intake:
     @property
     def columns(self) -> list[str]:
         """What a reader must give."""
-        wanted = {"ts", *(column.name for column in self._inputs)}
+        wanted = {"ts", *(column.name for column in self._inputs if column.name not in self._plan.computed)}
+        wanted.update(*(expression.columns for expression in self._plan.computed.values()))
         if self.interner is not None:
             wanted.update(self._groups)
         if self._plan.where is not None:
@@ -82,10 +88,13 @@ class Intake:
         return ["double" if column.type is ColumnType.DOUBLE else "bigint" for column in self._inputs]
 
     @property
-    def kernel_aggregates(self) -> list[tuple[str, int | None]]:
-        """Aggregates in the plan's order, columns as indexes into the inputs."""
+    def kernel_aggregates(self) -> list[tuple[str, int | None, int]]:
+        """Aggregates in the plan's order, columns as indexes into the inputs, and their parameters."""
         at = {column.name: index for index, column in enumerate(self._inputs)}
-        return [(a.function, None if a.column is None else at[a.column]) for a in self._plan.aggregates]
+        return [
+            (a.function, None if a.column is None else at[a.column], a.parameter)
+            for a in self._plan.aggregates
+        ]
 
     def rows(self, batch: pa.RecordBatch, floor_us: int | None, counters: dict[str, int]) -> Rows:
         """The batch as kernel arrays; rows that a query leaves out are unselected and counted in `counters`."""
@@ -110,8 +119,9 @@ class Intake:
             keep(timed, "dropped")
         if floor_us is not None and (ts < floor_us).any():
             keep(ts >= floor_us, "dropped")
+        frame = Frame(batch)
         if self._plan.where is not None:
-            keep(self._plan.where.evaluate(batch)[0], "filtered")
+            keep(self._plan.where.evaluate(frame)[0], "filtered")
         counters["rows"] += len(ts)
         return Rows(
             partition=batch.column("_partition").to_numpy(),
@@ -119,9 +129,21 @@ class Intake:
             ts=ts,
             keys=self._keys(batch),
             times=times,
-            inputs=[_input(batch.column(column.name), column.type) for column in self._inputs],
+            inputs=[self._input(frame, column) for column in self._inputs],
             select=None if select is None else pa.array(select),
         )
+
+    def _input(self, frame: Frame, column: Column) -> pa.Array:
+        """A column as the kernel takes it: double, bigint, or text whose values are told apart."""
+        computed = self._plan.computed.get(column.name)
+        values = frame.batch.column(column.name) if computed is None else computed.evaluate(frame)
+        if column.type in (ColumnType.DOUBLE, ColumnType.BIGINT):
+            return values
+        if column.type in (ColumnType.TIMESTAMP, ColumnType.BOOLEAN):
+            return values.cast(pa.int64())
+        if column.name in self._distinct:
+            return values
+        return pc.if_else(values.is_valid(), pa.scalar(0, pa.int64()), pa.scalar(None, pa.int64()))
 
     def _keys(self, batch: pa.RecordBatch) -> pa.Array:
         if self._by_key:
@@ -136,7 +158,7 @@ class Intake:
 def results(
     plan: Plan, closed: pa.RecordBatch, log_keys: Any, interner: _native.KeyInterner | None, generation: int
 ) -> pa.RecordBatch:
-    """Result rows of closed windows.
+    """Result rows of closed windows: those for which HAVING is true.
 
     closed:   of the kernel: `_key`, `window_start`, `window_end`, one column per aggregate, `revision`
     log_keys: key ids of the log to strings
@@ -153,27 +175,25 @@ def results(
     }
     by_name = {"ts": last_ms, "revision": revision}
     by_name |= {alias: found[what] for alias, what in plan.windows.items()}
-    ids = closed.column("_key")
-    if interner is not None:
-        by_name |= {
-            group.alias: values for group, values in zip(plan.groups, interner.columns(ids), strict=True)
-        }
-    elif plan.groups:
-        by_name[plan.groups[0].alias] = log_keys(ids)
-    by_name |= {
-        aggregate.alias: closed.column(FIRST_AGGREGATE + at).cast(aggregate.type.arrow)
-        for at, aggregate in enumerate(plan.aggregates)
-    }
+    for group, values in zip(plan.groups, _groups(plan, closed, log_keys, interner), strict=True):
+        found[group.column] = by_name[group.alias] = values.cast(group.type.arrow)
+    for at, aggregate in enumerate(plan.aggregates):
+        values = closed.column(FIRST_AGGREGATE + at).cast(aggregate.type.arrow)
+        found[Aggregates.column(at)] = by_name[aggregate.alias] = values
+    frame = Frame(pa.record_batch(found))
+    by_name |= {alias: expression.evaluate(frame) for alias, expression in plan.shown.items()}
     schema = pa.schema([pa.field(column.name, column.type.arrow) for column in plan.columns])
-    return pa.record_batch(
+    rows = pa.record_batch(
         [by_name[name].cast(schema.field(name).type) for name in schema.names], schema=schema
     )
+    return rows if plan.having is None else rows.filter(pa.array(plan.having.evaluate(frame)[0]))
 
 
-def _input(values: pa.Array, type_: ColumnType) -> pa.Array:
-    """A column as the kernel takes it: double or bigint; of other types only whether there is a value counts."""
-    if type_ in (ColumnType.DOUBLE, ColumnType.BIGINT):
-        return values
-    if type_ is ColumnType.TIMESTAMP:
-        return values.cast(pa.int64())
-    return pc.if_else(values.is_valid(), pa.scalar(0, pa.int64()), pa.scalar(None, pa.int64()))
+def _groups(
+    plan: Plan, closed: pa.RecordBatch, log_keys: Any, interner: _native.KeyInterner | None
+) -> list[pa.Array]:
+    """Columns of the groups; of a timestamp its integers."""
+    ids = closed.column("_key")
+    if interner is not None:
+        return interner.columns(ids)
+    return [log_keys(ids)] if plan.groups else []

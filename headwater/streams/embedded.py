@@ -11,8 +11,8 @@ from headwater.errors import HeadwaterError
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import Schema
 from headwater.streams.base import QueryMetrics
+from headwater.streams.plan import Plan
 from headwater.streams.query import Query, Task
-from headwater.streams.sql import Plan
 
 
 class EmbeddedEngine:

@@ -27,7 +27,7 @@ from headwater.streams import recovery
 from headwater.streams.base import QueryMetrics
 from headwater.streams.batches import Rows, results
 from headwater.streams.checkpoint import Checkpoint, Header, write_checkpoint
-from headwater.streams.sql import Plan
+from headwater.streams.plan import Plan
 from headwater.streams.steps import Step
 from headwater.streams.windows import Windows
 
@@ -50,7 +50,7 @@ class Task:
 
     def held_windows(self, settings: EngineSettings) -> int:
         """How many closed windows late rows may amend."""
-        return settings.amend_windows if self.late == "amend" else 0
+        return settings.amend_windows if self.late == "amend" and self.plan.final is None else 0
 
 
 class Query:
@@ -254,7 +254,7 @@ class Query:
     def _write(self, step: Step, rows: pa.RecordBatch | None) -> None:
         """One commit: the record and its rows."""
         parts = [(STEPS_SCHEMA, step.batch())]
-        if rows is not None:
+        if rows is not None and rows.num_rows:
             parts.append((self._task.result, rows))
         self._log.append(parts)
         self._unwritten = None

@@ -18,7 +18,7 @@ from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError
 from headwater.log.embedded import EmbeddedLog, EmbeddedReader
 from headwater.records import STEPS, Offsets
-from headwater.streams.checkpoint import Checkpoint, Header, read_checkpoint
+from headwater.streams.checkpoint import Checkpoint, Header, previous, read_checkpoint
 from headwater.streams.steps import Step, steps_of
 from headwater.streams.windows import ALL, Windows
 
@@ -108,17 +108,23 @@ def _resume(
     steps: list[Step],
 ) -> Recovered:
     header = found.header
-    windows = Windows(
-        task.plan,
-        task.source,
-        settings,
-        header.offsets,
-        header.lateness_us,
-        header.held_windows,
-        header.floor_us,
-        found.windows,
-        found.keys,
-    )
+    try:
+        windows = Windows(
+            task.plan,
+            task.source,
+            settings,
+            header.offsets,
+            header.lateness_us,
+            header.held_windows,
+            header.floor_us,
+            found.windows,
+            found.keys,
+        )
+    except ValueError as error:
+        raise DataDirectoryError(
+            f"reading checkpoint {path}: {error}. Start the version of Headwater that wrote it, or move it and "
+            f"{previous(path)} away to start the query anew at the log's end"
+        ) from error
     windows.restore(header.highest, header.idle, header.watermark, header.amended)
     windows.counters |= header.counters
     if steps:
@@ -169,11 +175,12 @@ def _replay(windows: Windows, reader: EmbeddedReader, steps: list[Step], path: P
                 raise _diverged(path, step, "ends at", step.to, windows.offsets)
             rows = windows.prepare(own)
             while rows.start < len(rows):
-                if windows.closing:
+                # Sessions leave in one order wherever they are asked for; only so many were, and only at the end.
+                if windows.closing and not windows.sessions:
                     left -= windows.close(ALL)
                 windows.take(rows)
         if windows.marks.idle.tolist() != step.idle:
-            if windows.closing:
+            if windows.closing and not windows.sessions:
                 left -= windows.close(ALL)
             windows.set_idle(step.idle)
         if windows.closing or left:

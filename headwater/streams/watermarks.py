@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from headwater.streams.shapes import Grid
+
 #: No event time yet. Far enough from the end of int64 to subtract any lateness.
 NONE: Final = -(1 << 62)
 _NEVER: Final = 1 << 62
@@ -31,23 +33,27 @@ class Watermarks:
     With all partitions idle it stays. A row makes its partition active again.
     """
 
-    def __init__(self, partitions: int, lateness_us: int, size_us: int) -> None:
+    def __init__(self, partitions: int, lateness_us: int, grid: Grid) -> None:
         self.highest = np.full(partitions, NONE, dtype=np.int64)
         self.idle = np.zeros(partitions, dtype=np.bool_)
         self.watermark = NONE
         self.lateness_us = lateness_us
-        self._size_us = size_us
+        self._grid = grid
 
     def copy(self) -> Watermarks:
         """The same state, from here on on its own."""
-        copy = Watermarks(len(self.highest), self.lateness_us, self._size_us)
+        copy = Watermarks(len(self.highest), self.lateness_us, self._grid)
         copy.highest[:], copy.idle[:], copy.watermark = self.highest, self.idle, self.watermark
         return copy
 
     @property
     def boundary(self) -> int:
-        """End of the newest window that the watermark has closed: windows ending at or before it are closed."""
-        return self.watermark // self._size_us * self._size_us
+        """End of the newest pane that the watermark has passed: windows ending at or before it are closed."""
+        return self.behind(0)
+
+    def behind(self, panes: int) -> int:
+        """The end of a pane so many before that one."""
+        return self._grid.start(self._grid.number(self.watermark) - panes)
 
     def take(self, partition: npt.NDArray[np.uint16], ts: _Int64) -> tuple[int, bool]:
         """Takes rows up to and including the first one at which `boundary` rises.
@@ -64,6 +70,15 @@ class Watermarks:
             start += len(times)
             look *= _LOOK_FACTOR
         return len(ts), False
+
+    def take_all(self, partition: npt.NDArray[np.uint16], ts: _Int64) -> _Int64:
+        """Takes all rows; the watermark before each of them."""
+        if not len(ts):
+            return ts
+        running = self._running(partition, ts, np.bincount(partition, minlength=len(self.idle)) > 0)
+        before = np.concatenate(([self.watermark], running[:-1]))
+        self._advance(partition, ts, int(running[-1]))
+        return before
 
     def set_idle(self, idle: Sequence[bool]) -> bool:
         """Replaces the idle marks; returns whether the boundary rose.
@@ -87,17 +102,20 @@ class Watermarks:
         # Without a partition waking up the minimum only grows, so its last value tells whether it crosses.
         if not (self.idle & seen).any():
             watermark = max(self.watermark, self._lowest(highest, self.idle))
-            if watermark // self._size_us == self.watermark // self._size_us:
+            if self._grid.number(watermark) == self._grid.number(self.watermark):
                 self.highest, self.watermark = highest, watermark
                 return None
         running = self._running(partition, ts, seen)
-        rises = running // self._size_us > self.watermark // self._size_us
+        rises = self._grid.number(running) > self._grid.number(self.watermark)
         at = int(rises.argmax()) if rises.any() else None
         end = len(ts) if at is None else at + 1
-        np.maximum.at(self.highest, partition[:end], ts[:end])
-        self.idle[partition[:end]] = False
-        self.watermark = int(running[end - 1])
+        self._advance(partition[:end], ts[:end], int(running[end - 1]))
         return at
+
+    def _advance(self, partition: npt.NDArray[np.uint16], ts: _Int64, watermark: int) -> None:
+        np.maximum.at(self.highest, partition, ts)
+        self.idle[partition] = False
+        self.watermark = watermark
 
     def _running(self, partition: npt.NDArray[np.uint16], ts: _Int64, seen: npt.NDArray[np.bool_]) -> _Int64:
         """The watermark after each row."""

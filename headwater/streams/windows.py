@@ -9,7 +9,7 @@ Order: rows up to the one that raises the boundary; then all windows closed by i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from headwater.config import EngineSettings
 from headwater.errors import LogFullError, QueryLimitError
 from headwater.records import Schema
 from headwater.streams.batches import Intake, Rows
-from headwater.streams.sql import Plan
+from headwater.streams.plan import Plan
 from headwater.streams.watermarks import NONE, Watermarks
 
 #: Windows open or held at a time, at most; engine.state_bytes bounds their memory.
@@ -57,7 +57,7 @@ class Windows:
         windows: bytes = b"",
         keys: bytes = b"",
     ) -> None:
-        self.marks = Watermarks(len(offsets), lateness_us, plan.size_us)
+        self.marks = Watermarks(len(offsets), lateness_us, plan.shape.grid())
         self.intake = Intake(plan, source, settings.max_keys, keys)
         #: Next row to take, per partition.
         self.offsets = list(offsets)
@@ -69,15 +69,21 @@ class Windows:
         self.floor_us = floor_us
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._name = plan.name
-        self._size_us = plan.size_us
-        shape = (
-            plan.size_us,
-            self.intake.kernel_aggregates,
-            self.intake.kernel_inputs,
-            settings.state_bytes,
-            MAX_PANES,
-        )
-        self._kernel = _native.Tumble.decode(windows, *shape) if windows else _native.Tumble(*shape)
+        #: Sessions close at any watermark: the kernel takes that of each row, and rows are not cut where it rises.
+        self.sessions = plan.shape.kind == "session"
+        self._kernel = self._decoded(plan, settings.state_bytes, windows)
+
+    def _decoded(self, plan: Plan, state_bytes: int, windows: bytes) -> Any:
+        what = (self.intake.kernel_aggregates, self.intake.kernel_inputs)
+        if self.sessions:
+            gap = plan.shape.size_us
+            if not windows:
+                return _native.SessionWindows(gap, *what, state_bytes)
+            return _native.SessionWindows.decode(windows, gap, *what, state_bytes)
+        shape = plan.shape.kernel
+        if not windows:
+            return _native.AlignedWindows(shape, *what, state_bytes, MAX_PANES)
+        return _native.AlignedWindows.decode(windows, shape, *what, state_bytes, MAX_PANES)
 
     def prepare(self, batch: pa.RecordBatch) -> Rows:
         """Rows of the source as the kernel takes them.
@@ -105,9 +111,14 @@ class Windows:
 
     def _take(self, rows: Rows, limit: int) -> None:
         """At most `limit` rows, or none of them: LogFullError of the kernel."""
-        start, boundary, before = rows.start, self.marks.boundary, self.marks.copy()
-        stop = start + limit
-        taken, rose = self.marks.take(rows.partition[start:stop], rows.ts[start:stop])
+        start, before = rows.start, self.marks.copy()
+        partition, ts = rows.partition[start : start + limit], rows.ts[start : start + limit]
+        at: Any = before.boundary
+        if self.sessions:
+            at, taken = pa.array(self.marks.take_all(partition, ts)), len(ts)
+            rose = self.marks.watermark > before.watermark
+        else:
+            taken, rose = self.marks.take(partition, ts)
         end = start + taken
         try:
             _, late, dropped = self._kernel.add(
@@ -115,7 +126,7 @@ class Windows:
                 rows.times.slice(start, taken),
                 [values.slice(start, taken) for values in rows.inputs],
                 None if rows.select is None else rows.select.slice(start, taken),
-                boundary,
+                at,
             )
         except LogFullError:
             self.marks = before
@@ -140,8 +151,8 @@ class Windows:
             closed = self._kernel.close(self.marks.boundary, budget - taken)
             if closed is None or closed.num_rows == 0:
                 self.closing = self.amended = False
-                if self.marks.watermark != NONE:
-                    self._kernel.forget(self.marks.boundary - self.held_windows * self._size_us + 1)
+                if self.marks.watermark != NONE and not self.sessions:
+                    self._kernel.forget(self.marks.behind(self.held_windows))
                 break
             taken += closed.num_rows
             amendments = int(np.count_nonzero(closed.column("revision").to_numpy()))

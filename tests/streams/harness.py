@@ -19,6 +19,12 @@ from tests.streams import oracle
 Late = Literal["amend", "drop"]
 
 
+def windowing(found: Plan) -> oracle.Windowing:
+    """The plan's windows as the oracle has them."""
+    shape = found.shape
+    return oracle.Windowing(shape.kind, shape.size_us, shape.pane_us, shape.unit, shape.zone)
+
+
 class Harness:
     """Streams of `schemas` in a log in `directory`; `clock` stands at `now_us`."""
 
@@ -98,8 +104,8 @@ class Harness:
         revisions: dict[tuple[Any, ...], list[int]] = {}
         latest: dict[tuple[Any, ...], list[Any]] = {}
         for row in self.rows(found.name):
-            key = (*(row[group.alias] for group in found.groups), row["window_start"])
-            assert row["window_end"] - row["window_start"] == found.size_us
+            bounds = (row["window_start"], row["window_end"])
+            key = (*(row[group.alias] for group in found.groups), *windowing(found).name(bounds))
             assert row["ts"] == row["window_end"] - 1000
             revisions.setdefault(key, []).append(row["revision"])
             if row["revision"] == max(revisions[key]):
@@ -134,10 +140,10 @@ class Harness:
             [(step.to, step.idle) for step in steps],
             len(self.log.end(STEPS)),
             [group.column for group in found.groups],
-            [(aggregate.function, aggregate.column) for aggregate in found.aggregates],
-            found.size_us,
+            [(a.function, a.column, a.parameter) for a in found.aggregates],
+            windowing(found),
             lateness_us,
-            self.settings.amend_windows if late == "amend" else 0,
+            self.settings.amend_windows if late == "amend" and found.final is None else 0,
             where,
         )
         results = self.latest(found)

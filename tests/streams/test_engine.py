@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -19,6 +20,7 @@ from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError, LogFullError, QueryLimitError
 from headwater.records import STEPS, Column, ColumnType, Schema
 from headwater.streams import query as query_module
+from headwater.streams.checkpoint import read_checkpoint, write_checkpoint
 from headwater.streams.sql import Plan
 from tests.streams.harness import Harness, Late
 
@@ -49,6 +51,26 @@ BY_ARRIVAL = (
     f"SELECT received_at AS at, COUNT(*) AS n FROM {WINDOW} GROUP BY received_at, window_start, window_end"
 )
 IN_ALL = f"SELECT COUNT(*) AS n, AVG(x) AS a FROM {WINDOW} GROUP BY window_start, window_end"
+HOPPING = (
+    "SELECT device, COUNT(*) AS n, SUM(x) AS s, STDDEV_SAMP(x) AS sd, LAST_VALUE(k) AS last, "
+    "COUNT(DISTINCT mode) AS modes, PERCENTILE(x, 0.9) AS p90 "
+    "FROM TABLE(HOP(TABLE t, DESCRIPTOR(ts), INTERVAL '5' SECONDS, INTERVAL '20' SECONDS)) "
+    "GROUP BY device, window_start, window_end"
+)
+CUMULATING = (
+    "SELECT mode, COUNT(*) AS n, VAR_POP(k) AS v, FIRST_VALUE(x) AS first, MIN(ts) AS since "
+    "FROM TABLE(CUMULATE(TABLE t, DESCRIPTOR(ts), INTERVAL '5' SECONDS, INTERVAL '30' SECONDS)) "
+    "GROUP BY mode, window_start, window_end"
+)
+SESSIONS = (
+    "SELECT device, COUNT(*) AS n, SUM(k) AS s, FIRST_VALUE(x) AS first, COUNT(DISTINCT k) AS ks, MAX(ts) AS until "
+    "FROM TABLE(SESSION(TABLE t PARTITION BY device, DESCRIPTOR(ts), INTERVAL '6' SECONDS)) "
+    "GROUP BY device, window_start, window_end"
+)
+IN_ALL_SESSIONS = (
+    "SELECT COUNT(*) AS n, PERCENTILE(k, 0.5) AS median, STDDEV_POP(x) AS sd "
+    "FROM TABLE(SESSION(TABLE t, DESCRIPTOR(ts), INTERVAL '1' SECOND)) GROUP BY window_start, window_end"
+)
 S = 1_000_000
 
 
@@ -117,7 +139,7 @@ def test_with_late_drop_no_window_is_amended(harness: Harness) -> None:
     harness.check(found, late="drop")
 
 
-@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE, BY_ARRIVAL, IN_ALL])
+@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE, BY_ARRIVAL, IN_ALL, HOPPING, CUMULATING, SESSIONS])
 def test_nulls_and_groups(harness: Harness, sql: str) -> None:
     found = harness.add("q", sql)
     rows = [
@@ -264,6 +286,132 @@ def test_changed_lateness_counts_from_a_checkpoint_on(harness: Harness) -> None:
     harness.add("q", BY_DEVICE, lateness_us=0, late="drop")
     harness.settle()
     assert harness.engine.metrics()["q"]["dropped"] == 1
+
+
+def test_hopping_windows_amend_what_is_held_and_count_in_what_is_open(harness: Harness) -> None:
+    found = harness.add("q", HOPPING)
+    harness.append("t", [row("a", 1), row("a", 11), row("a", 2, 3.0), row("b", 12, None), row("a", 16)])
+    harness.settle()
+    assert {key[1:]: values[0] for key, values in harness.latest(found).items() if key[0] == "a"} == {
+        (-15 * S, 5 * S): 2,
+        (-10 * S, 10 * S): 2,
+        (-5 * S, 15 * S): 3,
+    }
+    assert harness.engine.metrics()["q"]["late"] == 1
+    harness.check(found)
+
+
+def test_results_of_sessions_are_final(harness: Harness) -> None:
+    found = harness.add("q", SESSIONS)
+    harness.append("t", [row("a", 1), row("a", 8), row("a", 2), row("b", 14), row("a", 3), row("a", 30)])
+    harness.settle()
+    assert {key: values[0] for key, values in harness.latest(found).items()} == {
+        ("a", 1 * S, 7 * S): 1,
+        ("a", 2 * S, 14 * S): 2,
+        ("b", 14 * S, 20 * S): 1,
+    }
+    assert harness.engine.metrics()["q"]["dropped"] == 1
+    harness.check(found)
+
+
+def test_sessions_that_close_together_leave_in_slices(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_module, "SLICE_ROWS", 3)
+    found = harness.add("q", SESSIONS)
+    harness.append("t", [row(f"d{n}", n % 7) for n in range(20)])
+    harness.append("t", [row("d0", 100)])
+    harness.settle()
+    ends = [r["window_end"] for r in harness.rows("q")]
+    assert ends == sorted(ends)
+    assert [step.rows for step in harness.steps("q")][:6] == [3] * 6
+    harness.restart()
+    harness.add("q", SESSIONS)
+    harness.append("t", [row("d0", 200)])
+    harness.settle()
+    harness.check(found)
+
+
+def test_having_leaves_rows_out_and_results_are_final(harness: Harness) -> None:
+    sql = f"{BY_DEVICE} HAVING COUNT(*) > 1 AND MAX(x) < 5"
+    harness.add("q", sql)
+    harness.append("t", [row("a", 1, 2.0), row("b", 2), row("a", 3, 3.0), row("b", 10)])
+    harness.settle()
+    harness.restart()
+    harness.add("q", sql)
+    harness.append("t", [row("b", 4), row("b", 11, 1.5), row("c", 12, 9.0), row("c", 13), row("a", 20)])
+    harness.settle()
+    assert [(r["device"], r["window_start"], r["n"], r["revision"]) for r in harness.rows("q")] == [
+        ("a", 0, 2, 0),
+        ("b", 10 * S, 2, 0),
+    ]
+    metrics = harness.engine.metrics()["q"]
+    assert (metrics["late"], metrics["dropped"]) == (0, 1)
+    # The step says what the kernel gave: a replay takes as many.
+    assert [step.rows for step in harness.steps("q")] == [2, 2]
+
+
+def test_expressions_over_the_result_and_its_input(harness: Harness) -> None:
+    harness.add(
+        "q",
+        "SELECT UPPER(mode) AS name, SUM(x * 2) FILTER (WHERE k > 1) / COUNT(*) AS share, "
+        f"EXTRACT(SECOND FROM window_end) AS second FROM {WINDOW} GROUP BY mode, window_start, window_end",
+    )
+    harness.append(
+        "t",
+        [
+            row("a", 1, 3.0, 2, mode="on"),
+            row("b", 2, 5.0, 1, mode="on"),
+            row("b", 3, mode=None),
+            row("a", 10),
+        ],
+    )
+    harness.settle()
+    found = [(r["name"], r["mode"], r["share"], r["second"]) for r in harness.rows("q")]
+    assert sorted(found, key=str) == [("ON", "on", 3.0, 10), (None, None, None, 10)]
+
+
+def test_calendar_windows_close_at_local_midnight(harness: Harness) -> None:
+    found = harness.add(
+        "q",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' DAY, 'America/Sao_Paulo')) "
+        "GROUP BY window_start, window_end",
+    )
+    # The clock went from 0:00 to 1:00 on 4 November 2018: the day is 23 hours long.
+    start = 1_541_300_400
+    harness.append("t", [row("a", start - 1), row("a", start), row("a", start + 23 * 3600 - 1)])
+    harness.append("t", [row("a", start - 2), row("a", start + 23 * 3600), row("a", start - 48 * 3600)])
+    harness.settle()
+    assert harness.latest(found)[start * S, (start + 23 * 3600) * S] == [2]
+    harness.check(found)
+
+
+def test_window_state_of_another_version_is_refused_with_a_way_out(harness: Harness) -> None:
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1)])
+    harness.settle()
+    harness.engine.close()
+    path = harness.directory / "engine" / "q.checkpoint"
+    found = read_checkpoint(path)
+    assert found is not None
+    newer = bytearray(found.windows[:-4])
+    newer[8] = 9
+    write_checkpoint(path, replace(found, windows=bytes(newer) + crc32c(bytes(newer)).to_bytes(4, "little")))
+    harness.restart()
+    with pytest.raises(
+        DataDirectoryError, match=r"version 9 is none of this format.*Start the version of Headwater"
+    ):
+        harness.add("q", BY_DEVICE)
+
+
+def crc32c(content: bytes) -> int:
+    """Castagnoli, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
 
 
 def test_a_query_over_a_query_reads_first_results(harness: Harness) -> None:
@@ -472,7 +620,7 @@ def _scenario(rng: random.Random, length: int) -> list[tuple[str, Any]]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     actions=_SCENARIOS,
-    sql=st.sampled_from([BY_DEVICE, BY_MODE, IN_ALL]),
+    sql=st.sampled_from([BY_DEVICE, BY_MODE, IN_ALL, HOPPING, CUMULATING, SESSIONS, IN_ALL_SESSIONS]),
     partitions=st.sampled_from([1, 3]),
     lateness_us=st.sampled_from([0, 3 * S, 30 * S]),
     late=st.sampled_from(["amend", "drop"]),
@@ -514,7 +662,7 @@ def test_any_disorder_cut_and_kill_gives_what_the_oracle_gives(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE])
+@pytest.mark.parametrize("sql", [BY_DEVICE, BY_MODE, HOPPING, SESSIONS])
 def test_a_kill_at_any_line_of_a_start_a_step_and_a_checkpoint_changes_nothing(
     sql: str, request: Any
 ) -> None:

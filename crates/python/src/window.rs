@@ -1,11 +1,11 @@
-//! `Tumble` and `KeyInterner`.
+//! `AlignedWindows`, `SessionWindows` and `KeyInterner`.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int64Type, TimestampMicrosecondType, UInt32Type};
 use arrow_array::{Array, ArrayRef, UInt32Array};
 use headwater_core::window::{
-    AddError, Aggregate, Function, GroupType, Input, InputType, InternError, KeyInterner, Tumble,
-    TumbleOptions, Values,
+    AddError, Added, Aggregate, AlignedOptions, AlignedWindows, Function, GroupType, Input, InputType,
+    InternError, KeyInterner, SessionOptions, SessionWindows, Shape, Values, hash_text,
 };
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -16,7 +16,8 @@ use crate::arrow::{array_from_python, array_to_python, batch_to_python};
 use crate::errors;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyTumble>()?;
+    module.add_class::<PyAlignedWindows>()?;
+    module.add_class::<PySessionWindows>()?;
     module.add_class::<PyKeyInterner>()
 }
 
@@ -24,19 +25,11 @@ fn invalid(error: impl ToString) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
-#[pyclass(name = "Tumble", module = "headwater._native", frozen)]
-struct PyTumble {
-    tumble: Mutex<Tumble>,
-}
+/// (function, index of its input, parameter)
+type NamedAggregate = (String, Option<usize>, u32);
 
-fn options(
-    size_us: i64,
-    aggregates: Vec<(String, Option<usize>)>,
-    inputs: Vec<String>,
-    max_bytes: usize,
-    max_panes: usize,
-) -> PyResult<TumbleOptions> {
-    let aggregate = |(name, input): (String, Option<usize>)| {
+fn aggregates(named: Vec<NamedAggregate>) -> PyResult<Vec<Aggregate>> {
+    let aggregate = |(name, input, parameter): NamedAggregate| {
         let function = match name.as_str() {
             "count_star" => Function::CountStar,
             "count" => Function::Count,
@@ -44,22 +37,38 @@ fn options(
             "avg" => Function::Avg,
             "min" => Function::Min,
             "max" => Function::Max,
+            "var_pop" => Function::VarPop,
+            "var_samp" => Function::VarSamp,
+            "stddev_pop" => Function::StddevPop,
+            "stddev_samp" => Function::StddevSamp,
+            "first_value" => Function::First,
+            "last_value" => Function::Last,
+            "count_distinct" => Function::CountDistinct,
+            "percentile" => Function::Percentile { millionths: parameter },
             _ => return Err(invalid(format!("aggregate {name:?} is unknown"))),
         };
         Ok(Aggregate { function, input })
     };
+    named.into_iter().map(aggregate).collect()
+}
+
+fn input_types(names: Vec<String>) -> PyResult<Vec<InputType>> {
     let input = |name: String| match name.as_str() {
         "double" => Ok(InputType::Double),
         "bigint" => Ok(InputType::Bigint),
         _ => Err(invalid(format!("input type {name:?} is neither double nor bigint"))),
     };
-    Ok(TumbleOptions {
-        size_us,
-        aggregates: aggregates.into_iter().map(aggregate).collect::<PyResult<_>>()?,
-        inputs: inputs.into_iter().map(input).collect::<PyResult<_>>()?,
-        max_bytes,
-        max_panes,
-    })
+    names.into_iter().map(input).collect()
+}
+
+fn shape(kind: &str, us: Vec<i64>) -> PyResult<Shape> {
+    match (kind, us.as_slice()) {
+        ("tumble", &[size_us]) => Ok(Shape::Tumble { size_us }),
+        ("hop", &[slide_us, size_us]) => Ok(Shape::Hop { slide_us, size_us }),
+        ("cumulate", &[step_us, size_us]) => Ok(Shape::Cumulate { step_us, size_us }),
+        ("calendar", _) => Ok(Shape::Calendar { starts_us: us.into() }),
+        _ => Err(invalid(format!("windows {kind:?} of {} times are unknown", us.len()))),
+    }
 }
 
 /// The integers of an int64 or timestamp[us] array.
@@ -73,26 +82,109 @@ fn integers(array: &ArrayRef) -> PyResult<&[i64]> {
     }
 }
 
-fn input(array: &ArrayRef) -> PyResult<Input<'_>> {
-    let valid = array.nulls();
-    if let Some(values) = array.as_primitive_opt::<Float64Type>() {
-        return Ok(Input { values: Values::Doubles(values.values()), valid });
+/// The columns of a batch, held while the kernel reads them.
+struct Columns {
+    keys: ArrayRef,
+    ts: ArrayRef,
+    inputs: Vec<ArrayRef>,
+    /// Of inputs that are text: what stands for each value.
+    hashes: Vec<Option<Vec<i64>>>,
+    select: Option<Vec<bool>>,
+}
+
+impl Columns {
+    fn new(
+        keys: &Bound<'_, PyAny>,
+        ts: &Bound<'_, PyAny>,
+        inputs: &[Bound<'_, PyAny>],
+        select: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Columns> {
+        let inputs = inputs.iter().map(array_from_python).collect::<PyResult<Vec<_>>>()?;
+        let hashes = inputs.iter().map(|array| {
+            let texts = array.as_string_opt::<i32>()?;
+            Some((0..texts.len()).map(|row| hash_text(texts.value(row)) as i64).collect())
+        });
+        let select = match select {
+            None => None,
+            Some(mask) => {
+                let mask = array_from_python(mask)?;
+                let mask = mask.as_boolean_opt().ok_or_else(|| invalid("select is no boolean array"))?;
+                Some((0..mask.len()).map(|row| mask.is_valid(row) && mask.value(row)).collect())
+            }
+        };
+        Ok(Columns {
+            keys: array_from_python(keys)?,
+            ts: array_from_python(ts)?,
+            hashes: hashes.collect(),
+            inputs,
+            select,
+        })
     }
-    Ok(Input { values: Values::Bigints(integers(array)?), valid })
+
+    fn keys(&self) -> PyResult<&[u32]> {
+        let keys = self.keys.as_primitive_opt::<UInt32Type>();
+        let keys = keys.ok_or_else(|| invalid(format!("keys are {}, not uint32", self.keys.data_type())))?;
+        Ok(keys.values())
+    }
+
+    fn inputs(&self) -> PyResult<Vec<Input<'_>>> {
+        let columns = self.inputs.iter().zip(&self.hashes);
+        columns.map(|(array, hashes)| input(array, hashes.as_deref())).collect()
+    }
+}
+
+/// A column as the kernel takes it; of text its hashes.
+fn input<'a>(array: &'a ArrayRef, hashes: Option<&'a [i64]>) -> PyResult<Input<'a>> {
+    let values = match (hashes, array.as_primitive_opt::<Float64Type>()) {
+        (Some(hashes), _) => Values::Bigints(hashes),
+        (None, Some(values)) => Values::Doubles(values.values()),
+        (None, None) => Values::Bigints(integers(array)?),
+    };
+    Ok(Input { values, valid: array.nulls() })
+}
+
+/// (rows in open windows, late rows that amend, rows dropped)
+fn counted(py: Python<'_>, added: Result<Added, AddError>) -> PyResult<(u64, u64, u64)> {
+    let added = added.map_err(|error| match error {
+        AddError::Full { .. } | AddError::SessionsFull { .. } => errors::raise(py, "LogFullError", error),
+        AddError::Shape(_) => invalid(error),
+    })?;
+    Ok((added.rows - added.late_rows, added.late_rows, added.dropped_rows))
+}
+
+#[pyclass(name = "AlignedWindows", module = "headwater._native", frozen)]
+struct PyAlignedWindows {
+    windows: Mutex<AlignedWindows>,
+}
+
+fn aligned(
+    shape_of: (String, Vec<i64>),
+    named: Vec<NamedAggregate>,
+    inputs: Vec<String>,
+    max_bytes: usize,
+    max_panes: usize,
+) -> PyResult<AlignedOptions> {
+    Ok(AlignedOptions {
+        shape: shape(&shape_of.0, shape_of.1)?,
+        aggregates: aggregates(named)?,
+        inputs: input_types(inputs)?,
+        max_bytes,
+        max_panes,
+    })
 }
 
 #[pymethods]
-impl PyTumble {
+impl PyAlignedWindows {
     #[new]
     fn new(
-        size_us: i64,
-        aggregates: Vec<(String, Option<usize>)>,
+        shape: (String, Vec<i64>),
+        aggregates: Vec<NamedAggregate>,
         inputs: Vec<String>,
         max_bytes: usize,
         max_panes: usize,
-    ) -> PyResult<PyTumble> {
-        let options = options(size_us, aggregates, inputs, max_bytes, max_panes)?;
-        Ok(PyTumble { tumble: Mutex::new(Tumble::new(options).map_err(invalid)?) })
+    ) -> PyResult<PyAlignedWindows> {
+        let options = aligned(shape, aggregates, inputs, max_bytes, max_panes)?;
+        Ok(PyAlignedWindows { windows: Mutex::new(AlignedWindows::new(options).map_err(invalid)?) })
     }
 
     #[pyo3(signature = (keys, ts, inputs, select, watermark_us))]
@@ -105,28 +197,11 @@ impl PyTumble {
         select: Option<&Bound<'_, PyAny>>,
         watermark_us: i64,
     ) -> PyResult<(u64, u64, u64)> {
-        let keys = array_from_python(keys)?;
-        let keys = keys
-            .as_primitive_opt::<UInt32Type>()
-            .ok_or_else(|| invalid(format!("keys are {}, not uint32", keys.data_type())))?;
-        let ts = array_from_python(ts)?;
-        let arrays = inputs.iter().map(array_from_python).collect::<PyResult<Vec<_>>>()?;
-        let inputs = arrays.iter().map(input).collect::<PyResult<Vec<_>>>()?;
-        let select = match select {
-            None => None,
-            Some(mask) => {
-                let mask = array_from_python(mask)?;
-                let mask = mask.as_boolean_opt().ok_or_else(|| invalid("select is no boolean array"))?;
-                Some((0..mask.len()).map(|row| mask.is_valid(row) && mask.value(row)).collect::<Vec<bool>>())
-            }
-        };
-        let ts = integers(&ts)?;
-        let add = || self.tumble.lock().add(keys.values(), ts, &inputs, select.as_deref(), watermark_us);
-        let added = py.detach(add).map_err(|error| match error {
-            AddError::Full { .. } => errors::raise(py, "LogFullError", error),
-            _ => invalid(error),
-        })?;
-        Ok((added.rows - added.late_rows, added.late_rows, added.dropped_rows))
+        let columns = Columns::new(keys, ts, &inputs, select)?;
+        let (keys, ts, inputs) = (columns.keys()?, integers(&columns.ts)?, columns.inputs()?);
+        let select = columns.select.as_deref();
+        let add = || self.windows.lock().add(keys, ts, &inputs, select, watermark_us);
+        counted(py, py.detach(add))
     }
 
     fn close<'py>(
@@ -135,26 +210,26 @@ impl PyTumble {
         watermark_us: i64,
         max_rows: usize,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match py.detach(|| self.tumble.lock().close(watermark_us, max_rows)) {
+        match py.detach(|| self.windows.lock().close(watermark_us, max_rows)) {
             Some(batch) => batch_to_python(py, batch).map(Some),
             None => Ok(None),
         }
     }
 
     fn forget(&self, before_us: i64) {
-        self.tumble.lock().forget(before_us);
+        self.windows.lock().forget(before_us);
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let tumble = self.tumble.lock();
+        let windows = self.windows.lock();
         let stats = PyDict::new(py);
-        stats.set_item("panes", tumble.panes())?;
-        stats.set_item("bytes", tumble.bytes())?;
+        stats.set_item("panes", windows.panes())?;
+        stats.set_item("bytes", windows.bytes())?;
         Ok(stats)
     }
 
     fn encode<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let state = py.detach(|| self.tumble.lock().encode());
+        let state = py.detach(|| self.windows.lock().encode());
         PyBytes::new(py, &state)
     }
 
@@ -162,15 +237,101 @@ impl PyTumble {
     fn decode(
         py: Python<'_>,
         state: &[u8],
-        size_us: i64,
-        aggregates: Vec<(String, Option<usize>)>,
+        shape: (String, Vec<i64>),
+        aggregates: Vec<NamedAggregate>,
         inputs: Vec<String>,
         max_bytes: usize,
         max_panes: usize,
-    ) -> PyResult<PyTumble> {
-        let options = options(size_us, aggregates, inputs, max_bytes, max_panes)?;
-        let tumble = py.detach(|| Tumble::decode(state, options)).map_err(invalid)?;
-        Ok(PyTumble { tumble: Mutex::new(tumble) })
+    ) -> PyResult<PyAlignedWindows> {
+        let options = aligned(shape, aggregates, inputs, max_bytes, max_panes)?;
+        let windows = py.detach(|| AlignedWindows::decode(state, options)).map_err(invalid)?;
+        Ok(PyAlignedWindows { windows: Mutex::new(windows) })
+    }
+}
+
+#[pyclass(name = "SessionWindows", module = "headwater._native", frozen)]
+struct PySessionWindows {
+    windows: Mutex<SessionWindows>,
+}
+
+fn sessions(
+    gap_us: i64,
+    named: Vec<NamedAggregate>,
+    inputs: Vec<String>,
+    max_bytes: usize,
+) -> PyResult<SessionOptions> {
+    let inputs = input_types(inputs)?;
+    Ok(SessionOptions { gap_us, aggregates: aggregates(named)?, inputs, max_bytes })
+}
+
+#[pymethods]
+impl PySessionWindows {
+    #[new]
+    fn new(
+        gap_us: i64,
+        aggregates: Vec<NamedAggregate>,
+        inputs: Vec<String>,
+        max_bytes: usize,
+    ) -> PyResult<PySessionWindows> {
+        let options = sessions(gap_us, aggregates, inputs, max_bytes)?;
+        Ok(PySessionWindows { windows: Mutex::new(SessionWindows::new(options).map_err(invalid)?) })
+    }
+
+    #[pyo3(signature = (keys, ts, inputs, select, watermarks))]
+    fn add(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        ts: &Bound<'_, PyAny>,
+        inputs: Vec<Bound<'_, PyAny>>,
+        select: Option<&Bound<'_, PyAny>>,
+        watermarks: &Bound<'_, PyAny>,
+    ) -> PyResult<(u64, u64, u64)> {
+        let columns = Columns::new(keys, ts, &inputs, select)?;
+        let watermarks = array_from_python(watermarks)?;
+        let (keys, ts, inputs) = (columns.keys()?, integers(&columns.ts)?, columns.inputs()?);
+        let (select, watermarks) = (columns.select.as_deref(), integers(&watermarks)?);
+        let add = || self.windows.lock().add(keys, ts, &inputs, select, watermarks);
+        counted(py, py.detach(add))
+    }
+
+    fn close<'py>(
+        &self,
+        py: Python<'py>,
+        watermark_us: i64,
+        max_rows: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match py.detach(|| self.windows.lock().close(watermark_us, max_rows)) {
+            Some(batch) => batch_to_python(py, batch).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let windows = self.windows.lock();
+        let stats = PyDict::new(py);
+        stats.set_item("sessions", windows.sessions())?;
+        stats.set_item("bytes", windows.bytes())?;
+        Ok(stats)
+    }
+
+    fn encode<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let state = py.detach(|| self.windows.lock().encode());
+        PyBytes::new(py, &state)
+    }
+
+    #[staticmethod]
+    fn decode(
+        py: Python<'_>,
+        state: &[u8],
+        gap_us: i64,
+        aggregates: Vec<NamedAggregate>,
+        inputs: Vec<String>,
+        max_bytes: usize,
+    ) -> PyResult<PySessionWindows> {
+        let options = sessions(gap_us, aggregates, inputs, max_bytes)?;
+        let windows = py.detach(|| SessionWindows::decode(state, options)).map_err(invalid)?;
+        Ok(PySessionWindows { windows: Mutex::new(windows) })
     }
 }
 

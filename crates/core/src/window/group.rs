@@ -147,10 +147,10 @@ impl KeyInterner {
 
     /// The ids that `encode` wrote; the columns must be the same.
     pub fn decode(bytes: &[u8], types: Vec<GroupType>, max_keys: u32) -> Result<KeyInterner, StateError> {
-        let mut from: Reader<'_> = unseal(bytes, MAGIC, "grouping")?;
+        let (_, mut from): (u16, Reader<'_>) = unseal(bytes, MAGIC, "grouping", 1)?;
         let columns = from.u16()? as usize;
         if from.slice(columns)?.iter().copied().ne(types.iter().map(|ty| *ty as u8)) {
-            return Err(StateError::OtherQuery);
+            return from.other_query();
         }
         let count = from.u32()?;
         let mut lengths = Vec::new();
@@ -326,7 +326,7 @@ mod tests {
         assert!(error.contains("[Utf8 x 0, Int64 x 0, Boolean x 0]"), "{error}");
         assert!(matches!(
             KeyInterner::decode(&keys.encode(), vec![GroupType::String], 2),
-            Err(StateError::OtherQuery)
+            Err(StateError::OtherQuery { .. })
         ));
     }
 

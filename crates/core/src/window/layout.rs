@@ -2,10 +2,16 @@
 //!
 //! A record is a run of u64 words, zero until its first row:
 //! - word 0: rows in bits 0..48, and in bit 48 + i whether input i (i < 16) has had a value that is not NULL;
-//! - for each input that some aggregate reads, the words it needs: count, sum, min, max, in this order.
+//! - for each input that some aggregate reads, the words it needs, in this order: count, sum, min, max, moments (number,
+//!   mean, sum of squared distances from it), first (time, value), last (time, value), distinct, quantiles (both a handle
+//!   of `Cells`; 0: none yet).
 //!
 //! Minima and maxima are kept as integers of the same order, so that doubles compare as Java's `Double.compare` does:
 //! -0.0 below 0.0, NaN above everything.
+
+use super::cells::Cells;
+use super::fold::{merge_moments, sum_words};
+use super::grid::Shape;
 
 /// Rows of one record; the bits above say which inputs have had values.
 pub(super) const ROWS_MASK: u64 = (1 << 48) - 1;
@@ -19,7 +25,7 @@ pub enum InputType {
     Bigint,
 }
 
-/// The aggregate functions of Flink SQL that work here. All but `CountStar` skip NULL.
+/// The aggregate functions. All but `CountStar` skip NULL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Function {
     /// `COUNT(x)`: values that are not NULL; 0 if there are none.
@@ -32,25 +38,39 @@ pub enum Function {
     Avg,
     Min,
     Max,
+    /// Variance and standard deviation, doubles; those of a sample are NULL for a single value.
+    VarPop,
+    VarSamp,
+    StddevPop,
+    StddevSamp,
+    /// Value of the least event time; of equal times the first row.
+    First,
+    /// Value of the greatest event time; of equal times the last row.
+    Last,
+    /// Different values: exact to a bound, then estimated (`Distinct`).
+    CountDistinct,
+    /// Value below which so many of a million values lie: interpolated between estimated neighbours (`Quantiles`).
+    Percentile {
+        millionths: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Aggregate {
     pub function: Function,
-    /// Index of `TumbleOptions::inputs`; `None` for `CountStar` alone.
+    /// Index of the inputs; `None` for `CountStar` alone.
     pub input: Option<usize>,
 }
 
-/// One tumbling-window query.
+/// One query over aligned windows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TumbleOptions {
-    /// Window length in microseconds, > 0; windows are aligned to the Unix epoch.
-    pub size_us: i64,
+pub struct AlignedOptions {
+    pub shape: Shape,
     pub aggregates: Vec<Aggregate>,
     pub inputs: Vec<InputType>,
-    /// Bound of the state.
+    /// Bound of the state; one batch may take distinct values and quantiles beyond it.
     pub max_bytes: usize,
-    /// Bound of the windows held, open and closed.
+    /// Bound of the panes held.
     pub max_panes: usize,
 }
 
@@ -66,10 +86,16 @@ pub(super) struct InputLayout {
     pub ty: InputType,
     /// Bit of word 0 that says that a value has been seen; 0: the count says so.
     pub any: u64,
-    /// Which words are kept: bits `COUNT`, `SUM`, `MIN`, `MAX`.
+    /// Which of the simple words are kept: bits `COUNT`, `SUM`, `MIN`, `MAX`.
     pub kept: u8,
     /// The first of them.
-    pub first: usize,
+    pub first_word: usize,
+    /// Places of the others, where they are kept.
+    pub moments: Option<usize>,
+    pub first: Option<usize>,
+    pub last: Option<usize>,
+    pub distinct: Option<usize>,
+    pub quantiles: Option<usize>,
 }
 
 pub(super) const COUNT: u8 = 1;
@@ -90,52 +116,30 @@ pub(super) struct Layout {
     pub aggregates: Vec<(Function, Option<usize>)>,
     /// A record before its first row.
     pub template: Vec<u64>,
+    /// Words that are handles of `Cells`.
+    pub cells: Vec<usize>,
 }
 
 impl Layout {
-    pub fn new(options: &TumbleOptions) -> Result<Layout, OptionsError> {
+    pub fn new(aggregates: &[Aggregate], inputs: &[InputType]) -> Result<Layout, OptionsError> {
         let refuse = |problem: String| Err(OptionsError(problem));
-        if options.size_us <= 0 {
-            return refuse(format!("the window size is {} us, but must be above 0", options.size_us));
+        let mut layout =
+            Layout { inputs: Vec::new(), aggregates: Vec::new(), template: vec![0], cells: Vec::new() };
+        for (at, ty) in inputs.iter().enumerate() {
+            let functions = aggregates.iter().filter(|one| one.input == Some(at)).map(|one| one.function);
+            let functions: Vec<Function> = functions.collect();
+            layout.add_input(at, *ty, &functions);
         }
-        if options.max_panes == 0 {
-            return refuse("max_panes is 0, which leaves no window to aggregate into".into());
-        }
-        let mut layout = Layout { inputs: Vec::new(), aggregates: Vec::new(), template: vec![0] };
-        for (at, ty) in options.inputs.iter().enumerate() {
-            let needs = |functions: &[Function]| {
-                options
-                    .aggregates
-                    .iter()
-                    .any(|one| one.input == Some(at) && functions.contains(&one.function))
-            };
-            let any = if at < ANY_BITS { 1 << (48 + at) } else { 0 };
-            let first = layout.template.len();
-            let mut kept = 0;
-            let mut keep = |word: u8, needed: bool, initial: u64| {
-                if needed {
-                    kept |= word;
-                    layout.template.push(initial);
-                }
-            };
-            keep(COUNT, any == 0 || needs(&[Function::Count, Function::Avg]), 0);
-            // The sum of no value is never shown; -0.0 is the zero that changes no sum, not even one of -0.0.
-            keep(SUM, needs(&[Function::Sum, Function::Avg]), sum_of_nothing(*ty));
-            keep(MIN, needs(&[Function::Min]), i64::MAX as u64);
-            keep(MAX, needs(&[Function::Max]), i64::MIN as u64);
-            let found = InputLayout { input: at, ty: *ty, any, kept, first };
-            layout.inputs.push(found);
-        }
-        for aggregate in &options.aggregates {
+        for aggregate in aggregates {
             match (aggregate.function, aggregate.input) {
                 (Function::CountStar, None) => {}
                 (Function::CountStar, Some(_)) => return refuse("COUNT(*) reads no input".into()),
-                (_, Some(input)) if input < options.inputs.len() => {}
+                (Function::Percentile { millionths }, _) if millionths > 1_000_000 => {
+                    return refuse(format!("a percentile of {millionths} millionths is above 1"));
+                }
+                (_, Some(input)) if input < inputs.len() => {}
                 (function, input) => {
-                    return refuse(format!(
-                        "{function:?} reads input {input:?}, of {}",
-                        options.inputs.len()
-                    ));
+                    return refuse(format!("{function:?} reads input {input:?}, of {}", inputs.len()));
                 }
             }
             layout.aggregates.push((aggregate.function, aggregate.input));
@@ -146,9 +150,90 @@ impl Layout {
         Ok(layout)
     }
 
+    fn add_input(&mut self, at: usize, ty: InputType, functions: &[Function]) {
+        use Function as F;
+        let needs = |wanted: &dyn Fn(Function) -> bool| functions.iter().any(|function| wanted(*function));
+        let any = if at < ANY_BITS { 1 << (48 + at) } else { 0 };
+        let first_word = self.template.len();
+        let mut kept = 0;
+        let mut keep = |template: &mut Vec<u64>, word: u8, needed: bool, initial: u64| {
+            if needed {
+                kept |= word;
+                template.push(initial);
+            }
+        };
+        let to = &mut self.template;
+        keep(to, COUNT, any == 0 || needs(&|f| matches!(f, F::Count | F::Avg)), 0);
+        // The sum of no value is never shown; -0.0 is the zero that changes no sum, not even one of -0.0.
+        keep(to, SUM, needs(&|f| matches!(f, F::Sum | F::Avg)), sum_of_nothing(ty));
+        keep(to, MIN, needs(&|f| f == F::Min), i64::MAX as u64);
+        keep(to, MAX, needs(&|f| f == F::Max), i64::MIN as u64);
+        let mut more = |needed: bool, initial: &[u64]| {
+            needed.then(|| {
+                to.extend_from_slice(initial);
+                to.len() - initial.len()
+            })
+        };
+        let spreads = |f| matches!(f, F::VarPop | F::VarSamp | F::StddevPop | F::StddevSamp);
+        let moments = more(needs(&spreads), &[0, 0, 0]);
+        let first = more(needs(&|f| f == F::First), &[i64::MAX as u64, 0]);
+        let last = more(needs(&|f| f == F::Last), &[i64::MIN as u64, 0]);
+        let distinct = more(needs(&|f| f == F::CountDistinct), &[0]);
+        let quantiles = more(needs(&|f| matches!(f, F::Percentile { .. })), &[0]);
+        self.cells.extend(distinct.into_iter().chain(quantiles));
+        self.inputs.push(InputLayout {
+            input: at,
+            ty,
+            any,
+            kept,
+            first_word,
+            moments,
+            first,
+            last,
+            distinct,
+            quantiles,
+        });
+    }
+
+    /// Words of a record.
+    pub fn words(&self) -> usize {
+        self.template.len()
+    }
+
     /// 64-byte lines of a record, as a power of two.
     pub fn lines_log2(&self) -> u32 {
         self.template.len().div_ceil(8).next_power_of_two().trailing_zeros()
+    }
+
+    /// Adds the rows of a later record to a record; both have rows. Without `cells`, handles are left as they are.
+    pub fn merge(&self, to: &mut [u64], from: &[u64], cells: Option<&mut Cells>) {
+        to[0] = ((to[0] & ROWS_MASK) + (from[0] & ROWS_MASK)) | ((to[0] | from[0]) & !ROWS_MASK);
+        for input in &self.inputs {
+            if let Some(at) = input.count() {
+                to[at] += from[at];
+            }
+            if let Some(at) = input.sum() {
+                to[at] = sum_words(input.ty, to[at], from[at]);
+            }
+            if let Some(at) = input.min() {
+                to[at] = (to[at] as i64).min(from[at] as i64) as u64;
+            }
+            if let Some(at) = input.max() {
+                to[at] = (to[at] as i64).max(from[at] as i64) as u64;
+            }
+            if let Some(at) = input.moments {
+                merge_moments(&mut to[at..at + 3], &from[at..at + 3]);
+            }
+            if let Some(at) = input.first.filter(|at| (from[*at] as i64) < to[*at] as i64) {
+                to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+            }
+            if let Some(at) = input.last.filter(|at| from[*at] as i64 >= to[*at] as i64) {
+                to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+            }
+        }
+        if let Some(cells) = cells {
+            self.cells.iter().for_each(|at| to[*at] = cells.merge(to[*at], from[*at]));
+        }
     }
 }
 
@@ -173,7 +258,7 @@ pub(super) fn from_ordered(key: i64) -> f64 {
 impl InputLayout {
     /// Index of one of `COUNT`, `SUM`, `MIN`, `MAX` in the record, if it is kept.
     fn word(&self, word: u8) -> Option<usize> {
-        (self.kept & word != 0).then(|| self.first + rank(self.kept, word))
+        (self.kept & word != 0).then(|| self.first_word + rank(self.kept, word))
     }
 
     pub fn count(&self) -> Option<usize> {
@@ -190,6 +275,11 @@ impl InputLayout {
 
     pub fn max(&self) -> Option<usize> {
         self.word(MAX)
+    }
+
+    /// Whether more than the simple words is kept.
+    pub fn has_more(&self) -> bool {
+        self.moments.or(self.first).or(self.last).or(self.distinct).or(self.quantiles).is_some()
     }
 
     /// Whether the record has seen a value of this input.

@@ -1,22 +1,35 @@
 //! Window kernels: rows in, closed windows out; pure, without clock and without I/O.
 //!
-//! [`Tumble`] aggregates into dense records, one per (pane, key id): a row costs one address computation and one cache
-//! line, which is prefetched ahead, and no hashing. [`KeyInterner`] makes the dense ids for queries that do not
-//! group by the stream's own key. Both write snapshots (docs/formats/window-state.md) that are read back exactly.
-//!
-//! What is not built here: hopping, cumulating and session windows.
+//! [`AlignedWindows`] aggregates into dense records, one per (pane, key id): a row costs one address computation and one
+//! cache line, which is prefetched ahead, and no hashing. A pane is what all windows share that hold any of it: the window
+//! itself (TUMBLE, calendar), the slide (HOP) or the step (CUMULATE); a window that closes merges its panes.
+//! [`SessionWindows`] keeps a list of open sessions per key. [`KeyInterner`] makes the dense ids for queries that do not
+//! group by the stream's own key. All write snapshots (docs/formats/window-state.md) that are read back exactly.
 
+mod aligned;
+mod cells;
 mod close;
+mod distinct;
+mod fold;
+mod grid;
 mod group;
 mod layout;
 mod panes;
+mod quantiles;
+mod results;
+mod sessions;
 mod state;
-mod tumble;
 
+#[cfg(test)]
+mod session_tests;
 #[cfg(test)]
 mod tests;
 
+pub use aligned::{AddError, Added, AlignedWindows};
+pub use distinct::hash_text;
+pub use fold::{Input, Values};
+pub use grid::Shape;
 pub use group::{GroupType, InternError, KeyInterner};
-pub use layout::{Aggregate, Function, InputType, OptionsError, TumbleOptions};
+pub use layout::{Aggregate, AlignedOptions, Function, InputType, OptionsError};
+pub use sessions::{SessionOptions, SessionWindows};
 pub use state::StateError;
-pub use tumble::{AddError, Added, Input, Tumble, Values};

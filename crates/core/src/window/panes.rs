@@ -10,7 +10,7 @@ const PAGE_LINES: usize = 1024;
 pub(super) const PAGE_BYTES: usize = PAGE_LINES * 64;
 /// No page here yet.
 pub(super) const NO_PAGE: u32 = u32::MAX;
-/// `Pane::emitted` of a pane all of whose keys have come out.
+/// `Window::emitted` of a window all of whose keys have come out.
 pub(super) const ALL_KEYS: u64 = u64::MAX;
 
 /// Aligned so that a record of eight words is one cache line.
@@ -111,25 +111,30 @@ impl Pool {
     }
 }
 
-/// One window.
+/// Records of one pane.
 #[derive(Clone, Default)]
 pub(super) struct Pane {
     /// Page of the pool for each run of keys, or `NO_PAGE`.
     pub pages: Vec<u32>,
-    /// Keys below have come out; `ALL_KEYS` when all have.
-    pub emitted: u64,
-    /// Keys that have come out and have changed since, in any order, possibly twice.
-    pub amended: Vec<u32>,
-    /// Highest revision that has come out, for keys that were ever amended; -1: none yet.
-    pub revisions: HashMap<u32, i64>,
     /// Number of the last `add` that touched the pane: it must not lose it.
     pub touched: u64,
 }
 
-impl Pane {
-    /// Rough size without the pages.
+/// What has come out of a window; there is one as soon as any result has, or is about to.
+#[derive(Clone, Default)]
+pub(super) struct Window {
+    /// Keys below have come out; `ALL_KEYS` when all have.
+    pub emitted: u64,
+    /// Keys that have come out and have changed since, ascending, each once.
+    pub amended: Vec<u32>,
+    /// Highest revision that has come out, for keys that were ever amended; -1: none yet.
+    pub revisions: HashMap<u32, i64>,
+}
+
+impl Window {
+    /// Rough size.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * 4 + self.amended.len() * 4 + self.revisions.len() * 32
+        64 + self.amended.len() * 4 + self.revisions.len() * 32
     }
 
     /// Everything it holds has come out.
@@ -138,7 +143,7 @@ impl Pane {
     }
 }
 
-/// Windows by pane number: `floor(time / size)`.
+/// Panes by number.
 #[derive(Clone, Default)]
 pub(super) struct Panes {
     pub by_number: BTreeMap<i64, usize>,
@@ -156,12 +161,13 @@ impl Panes {
         slot
     }
 
-    /// Drops a pane and gives its pages back.
-    pub fn remove(&mut self, number: i64, pool: &mut Pool) {
-        if let Some(slot) = self.by_number.remove(&number) {
-            let pane = std::mem::take(&mut self.slots[slot]);
-            pane.pages.into_iter().filter(|page| *page != NO_PAGE).for_each(|page| pool.give_back(page));
-            self.free.push(slot);
-        }
+    /// Drops a pane and gives its pages back; what they were.
+    pub fn remove(&mut self, number: i64, pool: &mut Pool) -> Vec<u32> {
+        let Some(slot) = self.by_number.remove(&number) else { return Vec::new() };
+        let pane = std::mem::take(&mut self.slots[slot]);
+        self.free.push(slot);
+        let pages: Vec<u32> = pane.pages.into_iter().filter(|page| *page != NO_PAGE).collect();
+        pages.iter().for_each(|page| pool.give_back(*page));
+        pages
     }
 }

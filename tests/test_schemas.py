@@ -1,0 +1,35 @@
+"""Schemas of all tables, planned from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headwater import config
+from headwater.errors import ConfigError
+from headwater.schemas import planned
+
+STREAM = '[streams.t]\ntopic = "dt/{device}"\nfields = { x = "double" }\n[queries.q]\n'
+SESSION = (
+    "SELECT device, COUNT(*) AS n FROM TABLE(SESSION(TABLE t PARTITION BY device, DESCRIPTOR(ts), "
+    "INTERVAL '1' MINUTE)) GROUP BY device, window_start, window_end"
+)
+
+
+def load(tmp_path: Path, text: str) -> config.Settings:
+    path = tmp_path / "headwater.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, (), {})
+
+
+def test_a_result_that_cannot_be_amended_refuses_to_be(tmp_path: Path) -> None:
+    text = f'{STREAM}sql = "{SESSION}"\n'
+    tables, plans = planned(load(tmp_path, text))
+    assert plans["q"].final is not None
+    assert tables["q"].key == "device"
+    planned(load(tmp_path, text + 'late = "drop"\n'))
+    with pytest.raises(
+        ConfigError, match=r"queries\.q\.late: found 'amend', but a late row would change the bounds"
+    ):
+        planned(load(tmp_path, text + 'late = "amend"\n'))
