@@ -134,6 +134,13 @@ class Metrics:
         if self._parts.notifier is not None:
             text = "From a reading's arrival until the alarm that it fired is delivered"
             yield _histogram("headwater_alarm_latency_seconds", text, self._parts.notifier.latency)
+            notifications = GaugeMetricFamily(
+                "headwater_notifications", "Notifications kept", labels=["target", "state"]
+            )
+            for target, states in self._parts.notifier.status().items():
+                for state, count in states.items():
+                    notifications.add_metric([target, state], count)
+            yield notifications
         if self._parts.alarms is not None:
             refused = CounterMetricFamily(
                 "headwater_alarm_refused", "Keys that an alarm does not watch", labels=["alarm"]
