@@ -26,9 +26,9 @@ class QueryMetrics(TypedDict):
     amendments_skipped: int
     """Rows of another query's result that only amend: a query over a query reads first results."""
     windows: int
-    """Result rows written: the two below."""
+    """Results: the two below."""
     windows_closed: int
-    """First results: one per window and key."""
+    """First results: one per window and key, those that HAVING leaves out included."""
     amendments: int
     """Further revisions."""
     watermark_us: int | None

@@ -180,14 +180,6 @@ pub(super) fn merge_moments(to: &mut [u64], from: &[u64]) {
     to[2] = squares.to_bits();
 }
 
-/// Two sums of one type.
-pub(super) fn sum_words(ty: InputType, a: u64, b: u64) -> u64 {
-    match ty {
-        InputType::Double => (f64::from_bits(a) + f64::from_bits(b)).to_bits(),
-        InputType::Bigint => a.wrapping_add(b),
-    }
-}
-
 /// How one type adds and compares.
 trait Number {
     type Value: Copy;

@@ -10,7 +10,7 @@
 //! -0.0 below 0.0, NaN above everything.
 
 use super::cells::Cells;
-use super::fold::{merge_moments, sum_words};
+use super::fold::merge_moments;
 use super::grid::Shape;
 
 /// Rows of one record; the bits above say which inputs have had values.
@@ -118,13 +118,34 @@ pub(super) struct Layout {
     pub template: Vec<u64>,
     /// Words that are handles of `Cells`.
     pub cells: Vec<usize>,
+    /// How each word of a record takes in that of another one; word 0 apart.
+    merges: Vec<Merge>,
+}
+
+/// How a word is merged; a run of several at its first word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Merge {
+    AddInteger,
+    AddDouble,
+    Min,
+    Max,
+    Moments,
+    First,
+    Last,
+    /// It belongs to the run before, or is a handle.
+    Not,
 }
 
 impl Layout {
     pub fn new(aggregates: &[Aggregate], inputs: &[InputType]) -> Result<Layout, OptionsError> {
         let refuse = |problem: String| Err(OptionsError(problem));
-        let mut layout =
-            Layout { inputs: Vec::new(), aggregates: Vec::new(), template: vec![0], cells: Vec::new() };
+        let mut layout = Layout {
+            inputs: Vec::new(),
+            aggregates: Vec::new(),
+            template: vec![0],
+            cells: Vec::new(),
+            merges: Vec::new(),
+        };
         for (at, ty) in inputs.iter().enumerate() {
             let functions = aggregates.iter().filter(|one| one.input == Some(at)).map(|one| one.function);
             let functions: Vec<Function> = functions.collect();
@@ -156,10 +177,17 @@ impl Layout {
         let any = if at < ANY_BITS { 1 << (48 + at) } else { 0 };
         let first_word = self.template.len();
         let mut kept = 0;
+        let merges = &mut self.merges;
         let mut keep = |template: &mut Vec<u64>, word: u8, needed: bool, initial: u64| {
             if needed {
                 kept |= word;
                 template.push(initial);
+                merges.push(match (word, ty) {
+                    (MIN, _) => Merge::Min,
+                    (MAX, _) => Merge::Max,
+                    (SUM, InputType::Double) => Merge::AddDouble,
+                    _ => Merge::AddInteger,
+                });
             }
         };
         let to = &mut self.template;
@@ -168,18 +196,20 @@ impl Layout {
         keep(to, SUM, needs(&|f| matches!(f, F::Sum | F::Avg)), sum_of_nothing(ty));
         keep(to, MIN, needs(&|f| f == F::Min), i64::MAX as u64);
         keep(to, MAX, needs(&|f| f == F::Max), i64::MIN as u64);
-        let mut more = |needed: bool, initial: &[u64]| {
+        let mut more = |needed: bool, initial: &[u64], merge: Merge| {
             needed.then(|| {
                 to.extend_from_slice(initial);
+                self.merges.push(merge);
+                self.merges.resize(to.len() - 1, Merge::Not);
                 to.len() - initial.len()
             })
         };
         let spreads = |f| matches!(f, F::VarPop | F::VarSamp | F::StddevPop | F::StddevSamp);
-        let moments = more(needs(&spreads), &[0, 0, 0]);
-        let first = more(needs(&|f| f == F::First), &[i64::MAX as u64, 0]);
-        let last = more(needs(&|f| f == F::Last), &[i64::MIN as u64, 0]);
-        let distinct = more(needs(&|f| f == F::CountDistinct), &[0]);
-        let quantiles = more(needs(&|f| matches!(f, F::Percentile { .. })), &[0]);
+        let moments = more(needs(&spreads), &[0, 0, 0], Merge::Moments);
+        let first = more(needs(&|f| f == F::First), &[i64::MAX as u64, 0], Merge::First);
+        let last = more(needs(&|f| f == F::Last), &[i64::MIN as u64, 0], Merge::Last);
+        let distinct = more(needs(&|f| f == F::CountDistinct), &[0], Merge::Not);
+        let quantiles = more(needs(&|f| matches!(f, F::Percentile { .. })), &[0], Merge::Not);
         self.cells.extend(distinct.into_iter().chain(quantiles));
         self.inputs.push(InputLayout {
             input: at,
@@ -208,27 +238,20 @@ impl Layout {
     /// Adds the rows of a later record to a record; both have rows. Without `cells`, handles are left as they are.
     pub fn merge(&self, to: &mut [u64], from: &[u64], cells: Option<&mut Cells>) {
         to[0] = ((to[0] & ROWS_MASK) + (from[0] & ROWS_MASK)) | ((to[0] | from[0]) & !ROWS_MASK);
-        for input in &self.inputs {
-            if let Some(at) = input.count() {
-                to[at] += from[at];
-            }
-            if let Some(at) = input.sum() {
-                to[at] = sum_words(input.ty, to[at], from[at]);
-            }
-            if let Some(at) = input.min() {
-                to[at] = (to[at] as i64).min(from[at] as i64) as u64;
-            }
-            if let Some(at) = input.max() {
-                to[at] = (to[at] as i64).max(from[at] as i64) as u64;
-            }
-            if let Some(at) = input.moments {
-                merge_moments(&mut to[at..at + 3], &from[at..at + 3]);
-            }
-            if let Some(at) = input.first.filter(|at| (from[*at] as i64) < to[*at] as i64) {
-                to[at..at + 2].copy_from_slice(&from[at..at + 2]);
-            }
-            if let Some(at) = input.last.filter(|at| from[*at] as i64 >= to[*at] as i64) {
-                to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+        for (at, merge) in (1..).zip(&self.merges) {
+            match merge {
+                Merge::AddInteger => to[at] = to[at].wrapping_add(from[at]),
+                Merge::AddDouble => to[at] = (f64::from_bits(to[at]) + f64::from_bits(from[at])).to_bits(),
+                Merge::Min => to[at] = (to[at] as i64).min(from[at] as i64) as u64,
+                Merge::Max => to[at] = (to[at] as i64).max(from[at] as i64) as u64,
+                Merge::Moments => merge_moments(&mut to[at..at + 3], &from[at..at + 3]),
+                Merge::First if (from[at] as i64) < to[at] as i64 => {
+                    to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+                }
+                Merge::Last if from[at] as i64 >= to[at] as i64 => {
+                    to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+                }
+                Merge::First | Merge::Last | Merge::Not => {}
             }
         }
         if let Some(cells) = cells {

@@ -13,6 +13,9 @@ use super::layout::{Function, InputLayout, InputType, Layout, ROWS_MASK, from_or
 /// Records of one pass: they stay in the second-level cache.
 const BLOCK: usize = 1024;
 
+/// Rows for which there is room at first.
+const ROOM: usize = 4096;
+
 /// Columns of result rows.
 pub(super) fn schema(layout: &Layout) -> SchemaRef {
     let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
@@ -49,12 +52,13 @@ pub(super) struct Rows {
 impl Rows {
     /// limit: rows at most
     pub fn new(limit: usize) -> Rows {
+        let room = limit.min(ROOM);
         Rows {
             limit,
-            keys: Vec::new(),
-            starts: Vec::new(),
-            ends: Vec::new(),
-            revisions: Vec::new(),
+            keys: Vec::with_capacity(room),
+            starts: Vec::with_capacity(room),
+            ends: Vec::with_capacity(room),
+            revisions: Vec::with_capacity(room),
             records: Vec::new(),
             of_cells: Vec::new(),
         }
