@@ -122,9 +122,11 @@ class Gateway:
     """MQTT listener, decoder and ack path; runs on its own threads until `stop`."""
 
     def __init__(self, log: Log, options: dict[str, Any], streams: list[dict[str, Any]]) -> None:
-        """Opens the listener and starts.
+        """Opens the listeners and starts.
 
-        options: `host`, `port` and the limits of the `mqtt` section
+        options: `host`, `port` and the limits of the `mqtt` section; `listeners`, each with `name`, `transport`,
+                 `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
+                 `proxy_protocol`, `max_connections`
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
                  `fields` [(name, type, path)], `infer` (further fields come from the messages),
                  `protobuf` (a FileDescriptorSet and a message's full name, or None)
@@ -132,7 +134,14 @@ class Gateway:
         """
 
     def address(self) -> str:
-        """`host:port` as bound."""
+        """`host:port` of the plain listener, as bound."""
+
+    def listeners(self) -> list[dict[str, Any]]:
+        """Each listener, the plain one first: `name`, `transport`, `address`; `connections` now; `accepted`,
+        `refused`, `handshakes`, `resumed` and `failures` by reason since the start."""
+
+    def reload(self) -> list[tuple[str, str | None]]:
+        """Reads the files of every TLS listener anew: name, and what was wrong with them or None."""
 
     def counters(self) -> dict[str, Any]:
         """Counters as integers, one balanced snapshot; `refused_connections` and `ended_connections` by reason."""
@@ -147,7 +156,8 @@ class Gateway:
         """Whether a client of this id is connected."""
 
     def events(self) -> list[dict[str, Any]]:
-        """Events for the operator since the last call, oldest first, bounded."""
+        """Events for the operator since the last call, oldest first, bounded: `at_us`, `kind`, `client`, `reason`,
+        `detail`, `origin` (address, listener and certificate of a connection)."""
 
     def stop(self, drain_s: float) -> None: ...
 

@@ -187,6 +187,15 @@ class Client:
         """Why messages of a client are not where they are expected: `answer` says it in sentences."""
         return self._json(f"/api/v1/clients/{quote(client_id, safe='/')}/why")
 
+    def listeners(self) -> list[dict[str, Any]]:
+        """Listeners of devices: name, transport, address and counts."""
+        return self._list("/api/v1/listeners", {})
+
+    def reload_listeners(self) -> list[dict[str, Any]]:
+        """Reads certificates anew; each TLS listener with what was wrong with its files (`error`), if anything."""
+        answer: list[dict[str, Any]] = self._request("POST", "/api/v1/listeners/reload", json={}).json()
+        return answer
+
     def shadow(self, thing: str, name: str = "") -> dict[str, Any]:
         """A shadow document. raises: ShadowError(404) where there is none"""
         return self._json(f"/things/{thing}/shadow", {"name": name} if name else {})

@@ -25,23 +25,20 @@ from headwater.declarations import (
     StreamSettings,
 )
 from headwater.errors import ConfigError
+from headwater.listeners import (
+    ListenerSection,
+    ListenerSettings,
+    MqttsSettings,
+    WsSettings,
+    WssSettings,
+    is_loopback,
+    listeners,
+)
 from headwater.notify_settings import NotifySettings, RouteSettings
 from headwater.records import NAME, OWN_TABLES
 
 #: Memory of the program itself, its libraries and the buffers of its threads.
 _PROGRAM_BYTES: Final = 320 << 20
-
-
-class ListenerSection(Section):
-    """A section with `host` and `port`; `port` may also be written `host:port`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_host_port(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("port"), str) and ":" in values["port"]:
-            host, _, port = values["port"].rpartition(":")
-            values = {**values, "host": host.strip("[]"), "port": port}
-        return values
 
 
 class MqttSettings(ListenerSection):
@@ -108,6 +105,9 @@ class MqttSettings(ListenerSection):
     shed_after: DurationUs = Field(
         5_000_000,
         description="QoS 0 messages are dropped and counted when sockets stayed unread for so long; 0s: never.",
+    )
+    listeners: list[ListenerSettings] = Field(
+        default_factory=list, description="Further listeners, as tables `[[mqtt.listeners]]`."
     )
 
 
@@ -216,6 +216,9 @@ class Settings(BaseSettings):
         "fit. Connections, devices and distinct keys come on top.",
     )
     mqtt: MqttSettings = MqttSettings()
+    mqtts: MqttsSettings = MqttsSettings()
+    ws: WsSettings = WsSettings()
+    wss: WssSettings = WssSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
     pipeline: PipelineSettings = PipelineSettings()
@@ -229,6 +232,11 @@ class Settings(BaseSettings):
     alarms: dict[str, AlarmSettings] = Field(default_factory=dict)
     notify: dict[str, NotifySettings] = Field(default_factory=dict)
     routes: list[RouteSettings] = Field(default_factory=list)
+
+    @property
+    def listeners(self) -> list[ListenerSettings]:
+        """Listeners of devices beside `mqtt.port`."""
+        return listeners(self.mqtts, self.ws, self.wss, self.mqtt.listeners)
 
     def buffers(self) -> list[budget.Buffer]:
         """Every buffer of a settable size, with how many there are of it."""
@@ -318,16 +326,29 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _listener_names(self) -> Self:
+        names = [each.name for each in self.listeners]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"mqtt.listeners: two listeners have the name {name!r}")
+        return self
+
+    @model_validator(mode="after")
     def _secure_by_default(self) -> Self:
-        for section, listener in (("mqtt", self.mqtt), ("http", self.http)):
-            if listener.host not in ("localhost", "::1") and not listener.host.startswith("127."):
-                if section == "http" and self.admin_token is not None:
-                    continue
-                if not listener.insecure:
-                    raise ValueError(
-                        f"{section}.host = {listener.host!r} is reachable from outside without TLS and authentication; "
-                        f"use 127.0.0.1, or write {section}.insecure = true to accept it"
-                    )
+        exposed = [("mqtt", self.mqtt.host, self.mqtt.insecure), ("ws", self.ws.host, self.ws.insecure)]
+        exposed += [
+            (f"mqtt.listeners.{each.name}", each.host, each.insecure)
+            for each in self.mqtt.listeners
+            if not each.has_tls
+        ]
+        if self.admin_token is None:
+            exposed.append(("http", self.http.host, self.http.insecure))
+        for section, host, insecure in exposed:
+            if not is_loopback(host) and not insecure:
+                raise ValueError(
+                    f"{section}.host = {host!r} is reachable from outside without TLS and authentication; "
+                    f"use 127.0.0.1, or write {section}.insecure = true to accept it"
+                )
         return self
 
 

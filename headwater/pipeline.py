@@ -105,7 +105,7 @@ class Pipeline:
         for message in store.messages() if store is not None else ():
             logger.warning("store repaired", detail=message)
         streams = {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()}
-        self.gateway = Gateway(self.log, settings.mqtt, streams)
+        self.gateway = Gateway(self.log, settings.mqtt, settings.listeners, self.directory / "ca", streams)
         self.troubles = Troubles(self.gateway)
         self.parts = Parts(
             settings=settings,
@@ -144,7 +144,8 @@ class Pipeline:
 
     def announce(self, http: str) -> None:
         """Writes `run.json` (renamed into place): addresses and pid, for scripts that started us."""
-        ready = {"mqtt": self.gateway.address(), "http": http, "pid": os.getpid()}
+        listeners = {each["name"]: each["address"] for each in self.gateway.listeners()}
+        ready = {**listeners, "http": http, "pid": os.getpid()}
         temporary = self.directory / "run.json.new"
         temporary.write_text(json.dumps(ready) + "\n", encoding="utf-8")
         temporary.rename(self.directory / "run.json")
@@ -163,6 +164,10 @@ class Pipeline:
         self.log.close()
         self.database.close()
         self._lock.close()
+
+    def reload(self) -> None:
+        """Reads the certificates of the listeners anew, beside what runs; the outcome is an event of the gateway."""
+        threading.Thread(target=self.gateway.reload, name="reload", daemon=True).start()
 
     def _report_events(self) -> None:
         while not self._stopping.wait(0.5):

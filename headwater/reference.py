@@ -17,6 +17,7 @@ from headwater.declarations import (
     StreamSettings,
     TimeSettings,
 )
+from headwater.listeners import ListenerSettings
 from headwater.notify_settings import NotifySettings
 
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
@@ -62,7 +63,9 @@ def commented_config() -> str:
     for name, model in sections():
         lines.append(f"[{name}]")
         for key, field in model.model_fields.items():
-            lines.append(f"# {key} = {default(field)}  # {field.description}")
+            # Commented twice where there is no value to write.
+            absent = "# " if default(field) == "none" else ""
+            lines.append(f"# {absent}{key} = {default(field)}  # {field.description}")
         lines.append("")
     return "\n".join(lines)
 
@@ -93,6 +96,7 @@ def settings_page() -> str:
             "",
         ]
     named: list[tuple[str, type[BaseModel]]] = [
+        ("[[mqtt.listeners]]", ListenerSettings),
         ("[streams.NAME]", StreamSettings),
         ("fields.FIELD", FieldSettings),
         ("time", TimeSettings),

@@ -25,7 +25,8 @@ SWITCH_S = 0.0005
 
 
 def serve(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. Prints one line per listener once everything is ready.
+    """Runs until SIGTERM or SIGINT, then drains. Prints one line per listener once everything is ready. SIGHUP
+    reads certificates anew.
 
     raises: ConfigError, DataDirectoryError, ListenError, LogCorruptError
     """
@@ -43,6 +44,7 @@ def serve(settings: Settings) -> None:
             server.when_started = lambda: _announce(pipeline, settings, http)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.handle_exit)
+            signal.signal(signal.SIGHUP, lambda _number, _frame: pipeline.reload())
             server.run(sockets=[listener])
         finally:
             pipeline.stop()
@@ -65,11 +67,15 @@ class _Server(uvicorn.Server):
 
 def _announce(pipeline: Pipeline, settings: Settings, http: str) -> None:
     pipeline.announce(http)
-    open_to_all = "anonymous clients, everything allowed" + (
-        " (insecure = true)" if settings.mqtt.insecure else ""
-    )
+    insecure = {"mqtt": settings.mqtt.insecure, **{each.name: each.insecure for each in settings.listeners}}
+    clients = {each.name: each.clients for each in settings.listeners}
     token = "with the administrator's token" if settings.admin_token else "open API, no token set"
-    print(f"mqtt  listening on {pipeline.gateway.address()} ({open_to_all})", flush=True)  # noqa: T201
+    for each in pipeline.gateway.listeners():
+        name, transport, address = each["name"], each["transport"], each["address"]
+        who = "clients with a certificate" if clients.get(name) == "required" else "anonymous clients"
+        over = "" if transport in {name, "tcp"} else f"{transport}, "
+        note = f"{over}{who}, everything allowed{' (insecure = true)' if insecure[name] else ''}"
+        print(f"{name:<5} listening on {address} ({note})", flush=True)  # noqa: T201
     print(f"http  listening on {http} ({token})", flush=True)  # noqa: T201
 
 

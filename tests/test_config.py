@@ -52,6 +52,54 @@ def test_port_may_name_its_host(tmp_path: Path) -> None:
     assert (settings.http.host, settings.http.port) == ("::1", 80)
 
 
+def test_listeners_beside_the_plain_one(tmp_path: Path) -> None:
+    text = (
+        '[mqtts]\nport = "0.0.0.0:8883"\nclient_ca = "ca.pem"\n[ws]\nport = 0\n'
+        '[[mqtt.listeners]]\nname = "fleet"\ntransport = "tcp"\nport = 1884\nproxy_protocol = true\n'
+    )
+    found = {each.name: each for each in load(tmp_path, text).listeners}
+    assert list(found) == ["mqtts", "ws", "fleet"]
+    assert (found["mqtts"].transport, found["mqtts"].host, found["mqtts"].port) == ("tls", "0.0.0.0", 8883)
+    assert (found["mqtts"].clients, found["ws"].clients) == ("required", "none")
+    assert (found["ws"].host, found["fleet"].proxy_protocol) == ("127.0.0.1", True)
+    assert config.load(None, (), {}).listeners == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ('transport = "tcp"\nhost = "0.0.0.0"', "mqtt.listeners.x.insecure = true"),
+        ('transport = "ws"\nhost = "192.0.2.1"', "mqtt.listeners.x.insecure = true"),
+        (
+            'transport = "tcp"\ncertificate = "c.pem"\nkey = "k.pem"',
+            "certificate means nothing with transport = 'tcp'",
+        ),
+        ('transport = "tls"\norigins = ["*"]', "origins means nothing with transport = 'tls'"),
+        ('transport = "tls"\ncertificate = "c.pem"', "certificate and key belong together, key is missing"),
+        ('transport = "tls"\nclient_ca = "c.pem"\nclient_certificate = "none"', "mean nothing"),
+        ('transport = "quic"', "found 'quic'"),
+    ],
+)
+def test_a_listener_that_makes_no_sense_is_refused(tmp_path: Path, settings: str, said: str) -> None:
+    assert said in refusal(tmp_path, f'[[mqtt.listeners]]\nname = "x"\nport = 0\n{settings}\n')
+
+
+@pytest.mark.parametrize("name", ["mqtt", "wss", "http", "pid", "A", ""])
+def test_names_of_listeners(tmp_path: Path, name: str) -> None:
+    refusal(tmp_path, f'[[mqtt.listeners]]\nname = "{name}"\ntransport = "tcp"\nport = 0\n')
+
+
+def test_two_listeners_have_two_names(tmp_path: Path) -> None:
+    one = '[[mqtt.listeners]]\nname = "x"\ntransport = "tcp"\nport = 0\n'
+    assert "two listeners have the name 'x'" in refusal(tmp_path, one + one)
+
+
+def test_a_websocket_open_to_all_must_say_so(tmp_path: Path) -> None:
+    assert "ws.insecure = true" in refusal(tmp_path, "", "ws.port=0.0.0.0:0")
+    assert load(tmp_path, "", "ws.port=0.0.0.0:0", "ws.insecure=true").ws.port == 0
+    assert load(tmp_path, "", "wss.port=0.0.0.0:0").wss.host == "0.0.0.0"
+
+
 def test_stream_declaration(tmp_path: Path) -> None:
     text = (
         '[streams.t]\ntopic = "dt/{site}/{device}/x"\ntime = "ts"\nlateness = "1h"\n'

@@ -14,6 +14,7 @@ from headwater.api import (
     deadletters,
     health,
     ingest,
+    listeners,
     notifications,
     problems,
     query,
@@ -33,7 +34,18 @@ def create_app(parts: Parts) -> FastAPI:
     """
     app = FastAPI(title="Headwater", version=headwater.__version__, docs_url=None, redoc_url=None)
     problems.install(app)
-    for module in (health, query, ingest, streams, deadletters, clients, alarms, notifications, things):
+    for module in (
+        health,
+        query,
+        ingest,
+        streams,
+        deadletters,
+        clients,
+        listeners,
+        alarms,
+        notifications,
+        things,
+    ):
         app.include_router(module.router(parts))
     token = parts.settings.admin_token
     limit = parts.settings.http.max_body_bytes

@@ -38,6 +38,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         yield from self._gateway()
+        yield from self._listeners()
         yield from self._log()
         yield from self._services()
         yield from self._books()
@@ -86,6 +87,31 @@ class Metrics:
         for quantile, name in (("0.5", "p50_ms"), ("0.99", "p99_ms"), ("1", "max_ms")):
             seconds.add_metric([quantile], latency[name] / 1000)
         yield seconds
+
+    def _listeners(self) -> Iterator[Metric]:
+        label = ["listener"]
+        connections = GaugeMetricFamily("headwater_listener_connections", "Open sockets", labels=label)
+        accepted = CounterMetricFamily("headwater_listener_accepted", "Sockets accepted", labels=label)
+        refused = CounterMetricFamily("headwater_listener_refused", "Sockets closed at a bound", labels=label)
+        handshakes = CounterMetricFamily(
+            "headwater_listener_handshakes", "TLS handshakes completed", labels=["listener", "resumed"]
+        )
+        failures = CounterMetricFamily(
+            "headwater_listener_handshake_failures",
+            "Connections that did not come as far as MQTT",
+            labels=["listener", "reason"],
+        )
+        for each in self._parts.gateway.listeners():
+            name = each["name"]
+            connections.add_metric([name], each["connections"])
+            accepted.add_metric([name], each["accepted"])
+            refused.add_metric([name], each["refused"])
+            if each["transport"] in ("tls", "wss"):
+                handshakes.add_metric([name, "true"], each["resumed"])
+                handshakes.add_metric([name, "false"], each["handshakes"] - each["resumed"])
+            for reason, count in each["failures"].items():
+                failures.add_metric([name, reason], count)
+        yield from (connections, accepted, refused, handshakes, failures)
 
     def _log(self) -> Iterator[Metric]:
         stats = self._parts.log.native.stats()

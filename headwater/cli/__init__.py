@@ -36,12 +36,14 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
 )
 config_app = typer.Typer(no_args_is_help=True, help="Check and show the configuration.")
+listeners_app = typer.Typer(no_args_is_help=True, help="Listeners of devices and their certificates.")
 streams_app = typer.Typer(no_args_is_help=True, help="Streams, and topics that no stream matches.")
 app.add_typer(alarms_app, name="alarms")
 app.add_typer(silences_app, name="silences")
 app.add_typer(notify_app, name="notify")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
+app.add_typer(listeners_app, name="listeners")
 app.add_typer(streams_app, name="streams")
 app.add_typer(deadletters_app, name="deadletters")
 
@@ -259,6 +261,32 @@ def streams_unmatched(
         out.print(
             each["suggestion"] or "# the payload is not JSON; no suggestion", highlight=False, markup=False
         )
+
+
+@listeners_app.command("list")
+@failures
+def listeners_list(
+    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """Listeners with their addresses, connections and failed handshakes."""
+    with client_of(url, data_dir, token) as client:
+        rows = client.listeners()
+    for row in rows if not json else []:
+        row["failures"] = ", ".join(f"{reason} {count}" for reason, count in row["failures"].items())
+    show(rows, json)
+
+
+@listeners_app.command("reload")
+@failures
+def listeners_reload(
+    url: UrlOption = None, data_dir: DataDirOption = None, token: TokenOption = None, json: JsonOption = False
+) -> None:
+    """Read certificates, authorities and revocation lists anew; exit code 1 when one of them cannot be used."""
+    with client_of(url, data_dir, token) as client:
+        rows = client.reload_listeners()
+    show(rows, json)
+    if any(row["error"] for row in rows):
+        fail("a listener goes on with the certificates it has; the table above says why")
 
 
 @app.command()

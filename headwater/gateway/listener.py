@@ -1,9 +1,11 @@
-"""The MQTT listener: native threads that take messages, make them durable through the log and acknowledge them."""
+"""The MQTT listeners: native threads that take messages, make them durable through the log and acknowledge them."""
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +13,8 @@ import pyarrow as pa
 from headwater import _native
 from headwater.config import MqttSettings
 from headwater.declarations import StreamSettings
+from headwater.gateway.certificates import own_files
+from headwater.listeners import ListenerSettings
 from headwater.log.embedded import EmbeddedLog, InferredField
 from headwater.records import Schema
 
@@ -21,17 +25,23 @@ RAW_FILTERS = ("$aws/things/+/shadow/#",)
 class Gateway:
     """A running gateway.
 
-    streams: settings and registered schema by stream name
-    raises:  ListenError when the address is taken, ConfigError for a stream that cannot be compiled
+    listeners: beside `mqtt.port`
+    directory: where certificates of our own are kept, for listeners that name none
+    streams:   settings and registered schema by stream name
+    raises:    ListenError when an address is taken, ConfigError for a stream that cannot be compiled or a certificate
+               that cannot be used
     """
 
     def __init__(
         self,
         log: EmbeddedLog,
         settings: MqttSettings,
+        listeners: Sequence[ListenerSettings],
+        directory: Path,
         streams: Mapping[str, tuple[StreamSettings, Schema]],
     ) -> None:
-        options = settings.model_dump(exclude={"insecure"})
+        options = settings.model_dump(exclude={"insecure", "listeners"})
+        options["listeners"] = [_native_listener(each, directory) for each in listeners]
         options["threads"] = settings.threads or os.cpu_count() or 1
         options["raw_filters"] = list(RAW_FILTERS)
         bindings = [
@@ -41,8 +51,21 @@ class Gateway:
         self._native = _native.Gateway(log.native, options, bindings)
 
     def address(self) -> str:
-        """`host:port` as bound."""
+        """`host:port` of the plain listener, as bound."""
         return self._native.address()
+
+    def listeners(self) -> list[dict[str, Any]]:
+        """Every listener, the plain one first: `name`, `transport`, `address`, and counts since the start."""
+        return self._native.listeners()
+
+    def reload(self) -> list[tuple[str, str | None]]:
+        """Reads certificates, authorities and revocation lists anew.
+
+        returns: each TLS listener with what was wrong with its files, or None; it goes on with what it has then
+
+        Connections live on, except those of clients whose certificates are good no more.
+        """
+        return self._native.reload()
 
     def counters(self) -> dict[str, Any]:
         """The books of messages, one balanced snapshot, and counts of connections."""
@@ -67,6 +90,21 @@ class Gateway:
     def stop(self, drain_s: float) -> None:
         """Stops accepting, acknowledges what becomes durable within `drain_s`, closes every connection."""
         self._native.stop(drain_s)
+
+
+def _native_listener(settings: ListenerSettings, directory: Path) -> dict[str, Any]:
+    """A listener's settings with every file named."""
+    values = settings.model_dump(exclude={"insecure"})
+    values["client_certificate"] = settings.clients
+    if settings.has_tls:
+        needs_ca = settings.clients != "none" and settings.client_ca is None
+        if settings.certificate is None or needs_ca:
+            own = own_files(directory, dt.datetime.now(dt.UTC))
+            if settings.certificate is None:
+                values |= {"certificate": own.certificate, "key": own.key}
+            if needs_ca:
+                values["client_ca"] = own.ca
+    return values
 
 
 def declaration(

@@ -31,7 +31,7 @@ class Troubles:
         return taken
 
     def of(self, client: str) -> list[dict[str, Any]]:
-        """The client's last events, newest first: `at_us`, `kind`, `reason`, `detail`."""
+        """The client's last events, newest first: `at_us`, `kind`, `reason`, `detail`, `origin`."""
         with self._lock:
             self._collect()
             return list(reversed(self._of.get(client, ())))

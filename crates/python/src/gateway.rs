@@ -1,10 +1,14 @@
 //! `Gateway`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use headwater_core::decode::{FieldSpec, Suggestion, suggest};
-use headwater_core::net::{Clock, Gateway, GatewayError, GatewayOptions, StreamBinding};
+use headwater_core::net::{
+    ClientCertificates, Clock, Gateway, GatewayError, GatewayOptions, ListenerOptions, StreamBinding,
+    TlsFiles, WebSocketOptions,
+};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -50,12 +54,66 @@ struct Options {
     max_inflight_bytes: usize,
     shed_after: u64,
     raw_filters: Vec<String>,
+    listeners: Vec<ListenerSection>,
+}
+
+/// A listener beside the plain one.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct ListenerSection {
+    name: String,
+    /// `tcp`, `tls`, `ws` or `wss`.
+    transport: String,
+    host: String,
+    port: u16,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+    crl: Option<PathBuf>,
+    /// `required` or `optional`; else clients are not asked.
+    client_certificate: String,
+    origins: Vec<String>,
+    proxy_protocol: bool,
+    max_connections: Option<usize>,
+}
+
+impl ListenerSection {
+    fn convert(&self, address: SocketAddr) -> ListenerOptions {
+        let clients = match &self.client_ca {
+            Some(ca) => ClientCertificates::Verified {
+                ca: ca.clone(),
+                crl: self.crl.clone(),
+                required: self.client_certificate == "required",
+            },
+            None => ClientCertificates::Ignored,
+        };
+        let files = self.certificate.clone().zip(self.key.clone());
+        let websocket = matches!(self.transport.as_str(), "ws" | "wss");
+        ListenerOptions {
+            name: self.name.clone(),
+            address,
+            tls: files.map(|(certificate, key)| TlsFiles { certificate, key, clients }),
+            websocket: websocket.then(|| WebSocketOptions { origins: self.origins.clone() }),
+            proxy_protocol: self.proxy_protocol,
+            max_connections: self.max_connections.unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// The first address of a host.
+fn resolve(py: Python<'_>, name: &str, host: &str, port: u16) -> PyResult<SocketAddr> {
+    let unknown = |why: String| {
+        errors::raise(py, "ListenError", format!("opening the listener {name} on {host}:{port}: {why}"))
+    };
+    let address = (host, port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?.next();
+    address.ok_or_else(|| unknown("the name has no address".to_owned()))
 }
 
 impl Options {
-    fn convert(&self, address: SocketAddr) -> GatewayOptions {
+    fn convert(&self, address: SocketAddr, listeners: Vec<ListenerOptions>) -> GatewayOptions {
         GatewayOptions {
             address,
+            listeners,
             threads: self.threads,
             max_connections: self.max_connections,
             max_packet_bytes: self.max_packet_bytes,
@@ -105,24 +163,29 @@ impl PyGateway {
         options: Options,
         streams: Vec<Declaration>,
     ) -> PyResult<PyGateway> {
-        let (host, port) = (options.host.as_str(), options.port);
-        let unknown = |why: String| {
-            errors::raise(py, "ListenError", format!("opening the MQTT listener on {host}:{port}: {why}"))
-        };
-        let address = (host, port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?.next();
-        let address = address.ok_or_else(|| unknown("the name has no address".to_owned()))?;
+        let address = resolve(py, "mqtt", &options.host, options.port)?;
+        let listeners = options
+            .listeners
+            .iter()
+            .map(|each| Ok(each.convert(resolve(py, &each.name, &each.host, each.port)?)))
+            .collect::<PyResult<Vec<_>>>()?;
         let log = log.get();
         let streams = streams.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
         let start = || {
-            Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone())
+            Gateway::start(
+                log.log.clone(),
+                options.convert(address, listeners),
+                streams,
+                options.raw_filters.clone(),
+            )
         };
         let gateway = py.detach(start).map_err(|error| match error {
-            GatewayError::Listen { address, error } => errors::raise(
+            GatewayError::Listen { name, address, error } => errors::raise(
                 py,
                 "ListenError",
                 format!(
-                    "opening the MQTT listener on {address}: {error}; stop the program that uses the port, or \
-                     choose another with --set mqtt.port=0 (0 picks a free one)"
+                    "opening the MQTT listener {name} on {address}: {error}; stop the program that uses the port, or \
+                     choose another (mqtt.port; 0 picks a free one)"
                 ),
             ),
             GatewayError::Downlink(error) => errors::of_log(py, error),
@@ -133,6 +196,33 @@ impl PyGateway {
 
     fn address(&self) -> PyResult<String> {
         self.with(|gateway| gateway.address().to_string())
+    }
+
+    fn listeners<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let mut listeners = Vec::new();
+        for each in self.with(Gateway::listeners)? {
+            let listener = PyDict::new(py);
+            listener.set_item("name", &each.name)?;
+            listener.set_item("transport", each.transport)?;
+            listener.set_item("address", each.address.to_string())?;
+            listener.set_item("connections", each.connections)?;
+            listener.set_item("accepted", each.accepted)?;
+            listener.set_item("refused", each.refused)?;
+            listener.set_item("handshakes", each.handshakes)?;
+            listener.set_item("resumed", each.resumed)?;
+            let failures = PyDict::new(py);
+            for (failure, count) in &each.failures {
+                failures.set_item(failure.name(), count)?;
+            }
+            listener.set_item("failures", failures)?;
+            listeners.push(listener);
+        }
+        Ok(listeners)
+    }
+
+    fn reload(&self, py: Python<'_>) -> PyResult<Vec<(String, Option<String>)>> {
+        let outcomes = py.detach(|| self.with(Gateway::reload))?;
+        Ok(outcomes.into_iter().map(|(name, outcome)| (name, outcome.err())).collect())
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -194,6 +284,7 @@ impl PyGateway {
             event.set_item("client", &each.client)?;
             event.set_item("reason", format!("{:?}", each.reason))?;
             event.set_item("detail", &each.detail)?;
+            event.set_item("origin", &each.origin)?;
             events.push(event);
         }
         Ok(events)

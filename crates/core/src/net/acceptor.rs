@@ -1,64 +1,69 @@
-//! The listening socket: accepts, and deals connections out to the event loop that has the fewest.
+//! The listening sockets: accepts, and deals connections out to the event loop that has the fewest.
 //!
-//! One acceptor instead of one listener for each loop (SO_REUSEPORT): the kernel deals by hash, which gives two
+//! One acceptor instead of one socket for each loop (SO_REUSEPORT): the kernel deals by hash, which gives two
 //! loops 31 and 19 of 50 connections as easily as 25 each, and the fuller loop sets the pace.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token};
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::clock::TICK_MS;
 use super::events::EventKind;
 use super::inbox::Mail;
 use super::lane::Shared;
+use super::listener::Listener;
+use super::reload::reload_changed;
+use super::transport::Transport;
 use crate::mqtt::ReasonCode;
 
-const LISTENER: Token = Token(0);
-/// Connections the kernel may hold for us; it takes less if the system allows less.
-const BACKLOG: i32 = 4096;
-
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for old connections to time out.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(TcpListener::from_std(socket.into()))
-}
+/// How often certificates are looked at.
+const WATCH: Duration = Duration::from_secs(1);
 
 pub(super) struct Acceptor {
     poll: Poll,
-    listener: TcpListener,
+    /// In the order of `shared.listeners`.
+    sockets: Vec<TcpListener>,
     shared: Arc<Shared>,
 }
 
 impl Acceptor {
     /// `poll` already knows the waker that announces the end.
-    pub fn new(poll: Poll, mut listener: TcpListener, shared: Arc<Shared>) -> io::Result<Acceptor> {
-        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        Ok(Acceptor { poll, listener, shared })
+    pub fn new(poll: Poll, mut sockets: Vec<TcpListener>, shared: Arc<Shared>) -> io::Result<Acceptor> {
+        for (at, socket) in sockets.iter_mut().enumerate() {
+            poll.registry().register(socket, Token(at), Interest::READABLE)?;
+        }
+        Ok(Acceptor { poll, sockets, shared })
     }
 
     pub fn run(mut self) {
         let mut events = Events::with_capacity(8);
-        // While accepting fails, the listener is tried again without an event.
+        let watching = self.shared.listeners.iter().any(|listener| listener.tls.is_some());
+        let mut watched = Instant::now();
+        // While accepting fails, the listeners are tried again without an event.
         let mut retry = None;
         while !self.shared.stopping.load(Ordering::SeqCst) {
-            let _ = self.poll.poll(&mut events, retry);
+            let _ = self.poll.poll(&mut events, retry.or(watching.then_some(WATCH)));
             retry = self.accept_all();
+            if watching && watched.elapsed() >= WATCH {
+                reload_changed(&self.shared);
+                watched = Instant::now();
+            }
         }
     }
 
-    fn accept_all(&mut self) -> Option<Duration> {
+    /// Accepts what waits. When that fails it gives the time after which to try again.
+    fn accept_all(&self) -> Option<Duration> {
+        let listeners = self.sockets.iter().zip(&self.shared.listeners);
+        listeners.filter_map(|(socket, listener)| self.accept(socket, listener)).min()
+    }
+
+    fn accept(&self, socket: &TcpListener, listener: &Arc<Listener>) -> Option<Duration> {
         loop {
-            match self.listener.accept() {
+            match socket.accept() {
                 Ok((socket, _)) => {
                     let _ = socket.set_nodelay(true);
                     let sockets = |thread: usize| {
@@ -69,14 +74,14 @@ impl Acceptor {
                     };
                     let threads = 0..self.shared.inboxes.len();
                     let total: usize = threads.clone().map(sockets).sum();
-                    if total >= self.shared.options.max_connections {
-                        self.refuse();
+                    if total >= self.shared.options.max_connections || listener.is_full() {
+                        self.refuse(listener);
                         continue;
                     }
                     let fewest = threads.min_by_key(|thread| sockets(*thread));
                     if let Some(inbox) = fewest.and_then(|thread| self.shared.inboxes.get(thread)) {
                         inbox.sockets.fetch_add(1, Ordering::Relaxed);
-                        inbox.post(Mail::Accepted(socket));
+                        inbox.post(Mail::Accepted(Transport::new(socket, listener)));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
@@ -96,11 +101,17 @@ impl Acceptor {
         }
     }
 
-    fn refuse(&self) {
+    fn refuse(&self, listener: &Listener) {
+        listener.refused();
         if let Some(shown) = self.shared.accepting() {
             shown.lock().counters.over_max_connections += 1;
         }
-        let detail = format!("max_connections = {} are open", self.shared.options.max_connections);
+        let (name, own) = (&listener.options.name, listener.options.max_connections);
+        let detail = if listener.is_full() {
+            format!("max_connections = {own} of listener {name} are open")
+        } else {
+            format!("max_connections = {} are open", self.shared.options.max_connections)
+        };
         self.shared.events.add(EventKind::ConnectionRefused, "", ReasonCode::ServerBusy, detail);
     }
 }

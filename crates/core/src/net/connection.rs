@@ -1,9 +1,6 @@
 //! One connection: small while idle, since buffers and queues exist only while they hold something.
 
-use std::io::{self, Write};
-use std::net::Shutdown;
-
-use mio::net::TcpStream;
+use std::io;
 
 use super::clock::ticks;
 use super::counters::Counters;
@@ -12,6 +9,7 @@ use super::on_connect::Hello;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, MAX_INFLIGHT, Manner, Outbound, Pool, Wording};
 use super::session::Session;
+use super::transport::Transport;
 use super::turn::Fate;
 use crate::mqtt::packet::PINGRESP;
 use crate::mqtt::{NodeId, QoS, ReasonCode, Version};
@@ -38,7 +36,7 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Connection {
     /// None: parked.
-    pub socket: Option<TcpStream>,
+    pub socket: Option<Transport>,
     /// Of the session: what is delivered to an earlier one is not for this one.
     pub generation: u32,
     /// Of the network connection: acknowledgements and timeouts of an earlier one are not for this one.
@@ -93,7 +91,7 @@ pub(super) struct Subscribed {
 }
 
 impl Connection {
-    pub fn new(socket: TcpStream, generation: u32, tick: u32) -> Connection {
+    pub fn new(socket: Transport, generation: u32, tick: u32) -> Connection {
         Connection {
             socket: Some(socket),
             generation,
@@ -165,15 +163,21 @@ impl Connection {
     }
 
     /// Says that nothing more is written.
-    pub fn shutdown_write(&self) {
-        if let Some(socket) = &self.socket {
-            let _ = socket.shutdown(Shutdown::Write);
+    pub fn shutdown_write(&mut self) {
+        if let Some(socket) = &mut self.socket {
+            socket.shutdown();
         }
+    }
+
+    /// Address, listener and certificate in words; empty while parked.
+    pub fn origin(&self) -> String {
+        self.socket.as_ref().map_or_else(String::new, Transport::origin)
     }
 
     /// Writes what waits. True: all of it; false: the socket is full and will tell when it is not.
     pub fn flush(&mut self, pool: &mut Pool, counters: &mut Counters) -> io::Result<bool> {
-        let (Some(out), Some(socket)) = (&mut self.out, &mut self.socket) else { return Ok(true) };
+        let Some(socket) = &mut self.socket else { return Ok(true) };
+        let Some(out) = &mut self.out else { return socket.flush() };
         while out.at < out.bytes.len() {
             match socket.write(&out.bytes[out.at..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -202,7 +206,7 @@ impl Connection {
         {
             pool.push(out);
         }
-        Ok(true)
+        socket.flush()
     }
 
     /// Writes a message to the client's buffer, queues it behind its window, or drops and counts it.

@@ -6,6 +6,7 @@ use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{End, reason_properties};
 use super::on_subscribe::unsubscribe_all;
+use super::transport::Transport;
 use super::wheel::Entry;
 use super::worker::Worker;
 use crate::mqtt::{Disconnect, PacketType, Properties, ReasonCode, Version};
@@ -64,6 +65,9 @@ impl Worker {
                     self.end(slot, Ending::Ours(End::new(ReasonCode::KeepAliveTimeout, why)));
                 }
                 State::Opened => {
+                    if let Some(socket) = &mut conn.socket {
+                        socket.timed_out();
+                    }
                     let why = "no CONNECT came in time";
                     self.end(slot, Ending::Ours(End::new(ReasonCode::MaximumConnectTime, why)));
                 }
@@ -93,7 +97,8 @@ impl Worker {
                     _ => EventKind::ConnectionEnded,
                 };
                 if end.reason != ReasonCode::ServerShuttingDown {
-                    lane.shared.events.add(kind, &conn.client_id, end.reason, end.why.clone());
+                    let (why, origin) = (end.why.clone(), conn.origin());
+                    lane.shared.events.add_from(kind, &conn.client_id, end.reason, why, origin);
                 }
                 // Nothing may precede the CONNACK, and MQTT 3.1.1 servers have no DISCONNECT.
                 if was == State::Up && conn.version == Version::V5 {
@@ -106,7 +111,11 @@ impl Worker {
                 }
             }
         }
-        let linger = matches!(ending, Ending::Ours(_) | Ending::Refused);
+        let linger = match &ending {
+            Ending::Ours(_) | Ending::Refused => true,
+            Ending::Goodbye(_) => conn.socket.as_ref().is_some_and(Transport::says_goodbye),
+            Ending::Lost => false,
+        };
         if was == State::Opened {
             return if linger { self.linger(slot) } else { self.remove(slot) };
         }

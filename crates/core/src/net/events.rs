@@ -26,6 +26,10 @@ pub enum EventKind {
     LogFailed,
     /// An event loop leaves its sockets unread, sheds QoS 0, or reads again.
     Pressure,
+    /// A connection did not come as far as MQTT.
+    HandshakeFailed,
+    /// A listener has read its certificates anew, or could not.
+    Certificates,
     /// The process has no more descriptors, or accepting fails otherwise.
     AcceptFailed,
 }
@@ -41,6 +45,8 @@ impl EventKind {
             EventKind::SessionNotKept => "session-not-kept",
             EventKind::LogFailed => "log-failed",
             EventKind::Pressure => "pressure",
+            EventKind::HandshakeFailed => "handshake-failed",
+            EventKind::Certificates => "certificates",
             EventKind::AcceptFailed => "accept-failed",
         }
     }
@@ -55,6 +61,8 @@ pub struct Event {
     pub client: String,
     pub reason: ReasonCode,
     pub detail: String,
+    /// Address, listener and certificate of the connection; empty when it is about none.
+    pub origin: String,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +78,20 @@ struct Ring {
 
 impl Events {
     pub fn add(&self, kind: EventKind, client: &str, reason: ReasonCode, detail: impl Into<String>) {
-        let event = Event { at_us: now_us(), kind, client: client.to_owned(), reason, detail: detail.into() };
+        self.add_from(kind, client, reason, detail, String::new());
+    }
+
+    /// What happened to one connection.
+    pub fn add_from(
+        &self,
+        kind: EventKind,
+        client: &str,
+        reason: ReasonCode,
+        detail: impl Into<String>,
+        origin: String,
+    ) {
+        let (client, detail) = (client.to_owned(), detail.into());
+        let event = Event { at_us: now_us(), kind, client, reason, detail, origin };
         let mut ring = self.ring.lock();
         if ring.events.len() == MAX_EVENTS {
             ring.events.pop_front();

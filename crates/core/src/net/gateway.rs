@@ -9,20 +9,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mio::net::TcpListener;
 use mio::{Poll, Waker};
 use parking_lot::{Mutex, RwLock};
 
-use super::acceptor::{Acceptor, listen};
+use super::acceptor::Acceptor;
 use super::binding::{Bindings, StreamBinding};
 use super::counters::{Counters, Latency, Shown, histogram, latency};
 use super::downlink::Downlink;
 use super::events::{Event, Events};
 use super::inbox::{Inbox, Mail};
 use super::lane::Shared;
-use super::options::GatewayOptions;
+use super::listener::{Listener, ListenerOptions, ListenerStatus, listen};
+use super::options::{GatewayOptions, PLAIN};
 use super::registry::Registry;
+use super::reload::reload_all;
 use super::retained::Retained;
 use super::sparkplug::EdgeNodes;
+use super::tls::{HTTP_PROTOCOLS, MQTT_PROTOCOLS, TlsContext};
 use super::unmatched::{Unmatched, UnmatchedTopics};
 use super::worker::{WAKE, Worker};
 use crate::log::{Log, LogError};
@@ -30,8 +34,10 @@ use crate::mqtt::Trie;
 
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    #[error("cannot listen on {address}: {error}; is another program using the port?")]
-    Listen { address: SocketAddr, error: io::Error },
+    #[error("listener {name}: cannot listen on {address}: {error}; is another program using the port?")]
+    Listen { name: String, address: SocketAddr, error: io::Error },
+    #[error("listener {name}: {why}")]
+    Certificates { name: String, why: String },
     /// A setting, a stream or a raw filter.
     #[error("{0}")]
     Config(String),
@@ -44,7 +50,6 @@ pub enum GatewayError {
 /// A running gateway. Dropping it stops it without draining.
 pub struct Gateway {
     pub(super) shared: Arc<Shared>,
-    address: SocketAddr,
     /// Tells the acceptor to look at `stopping`.
     acceptor: Waker,
     threads: Vec<JoinHandle<()>>,
@@ -72,9 +77,14 @@ impl Gateway {
         options.check().map_err(GatewayError::Config)?;
         let seed = RandomState::new().hash_one(0);
         let bindings = Bindings::new(streams, &raw_filters, seed).map_err(GatewayError::Config)?;
-        let refused = |error| GatewayError::Listen { address: options.address, error };
-        let listener = listen(options.address).map_err(refused)?;
-        let address = listener.local_addr().map_err(refused)?;
+        let plain = ListenerOptions::plain(PLAIN, options.address);
+        let mut sockets = Vec::new();
+        let mut listeners = Vec::new();
+        for options in std::iter::once(&plain).chain(&options.listeners) {
+            let (socket, listener) = open(options)?;
+            sockets.push(socket);
+            listeners.push(Arc::new(listener));
+        }
 
         let polls = (0..options.threads).map(|_| Poll::new()).collect::<io::Result<Vec<Poll>>>()?;
         let inboxes = polls
@@ -93,6 +103,7 @@ impl Gateway {
             registry: Registry::new(seed.rotate_left(41)),
             events: Events::default(),
             unmatched: UnmatchedTopics::default(),
+            listeners,
             shown: (0..=inboxes.len()).map(|_| Mutex::new(Shown::new())).collect(),
             inboxes,
             stopping: AtomicBool::new(false),
@@ -103,9 +114,9 @@ impl Gateway {
         let downlink = Downlink::new(Arc::clone(&shared))?;
         let accept_poll = Poll::new()?;
         let acceptor = Waker::new(accept_poll.registry(), WAKE)?;
-        let accepting = Acceptor::new(accept_poll, listener, Arc::clone(&shared))?;
+        let accepting = Acceptor::new(accept_poll, sockets, Arc::clone(&shared))?;
 
-        let mut gateway = Gateway { shared, address, acceptor, threads: Vec::new() };
+        let mut gateway = Gateway { shared, acceptor, threads: Vec::new() };
         for (thread, poll) in polls.into_iter().enumerate() {
             let worker = Worker::new(poll, thread as u16, Arc::clone(&gateway.shared));
             gateway.spawn(format!("gateway-{thread}"), move || worker.run())?;
@@ -128,9 +139,23 @@ impl Gateway {
         Ok(())
     }
 
-    /// Host and port as bound.
+    /// Host and port of the plain listener, as bound.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.shared.listeners.first().map_or(self.shared.options.address, |listener| listener.address)
+    }
+
+    /// Every listener, the plain one first.
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.shared.listeners.iter().map(|listener| listener.status()).collect()
+    }
+
+    /// Reads certificates, keys, authorities and revocation lists anew; gives each TLS listener with what was wrong with
+    /// its files, if anything, in which case it goes on with those it has.
+    ///
+    /// Connections live on, except those of clients whose certificates are good no more. Files that change are read by
+    /// themselves, within seconds.
+    pub fn reload(&self) -> Vec<(String, Result<(), String>)> {
+        reload_all(&self.shared)
     }
 
     /// The sum over all threads, each of which shows its books as of its last pass, balanced.
@@ -195,6 +220,18 @@ impl Gateway {
             let _ = thread.join();
         }
     }
+}
+
+fn open(options: &ListenerOptions) -> Result<(TcpListener, Listener), GatewayError> {
+    let (name, address) = (options.name.clone(), options.address);
+    let tls = options.tls.clone().map(|files| {
+        let protocols = if options.websocket.is_some() { &HTTP_PROTOCOLS[..] } else { &MQTT_PROTOCOLS };
+        TlsContext::new(files, protocols)
+    });
+    let tls = tls.transpose().map_err(|why| GatewayError::Certificates { name: name.clone(), why })?;
+    let bound = listen(address).and_then(|socket| Ok((socket.local_addr()?, socket)));
+    let (bound, socket) = bound.map_err(|error| GatewayError::Listen { name, address, error })?;
+    Ok((socket, Listener::new(options.clone(), bound, tls)))
 }
 
 impl Drop for Gateway {

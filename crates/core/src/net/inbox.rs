@@ -1,20 +1,22 @@
 //! How threads talk: each event loop has an inbox and is woken when something enters an empty one.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::Waker;
-use mio::net::TcpStream;
 use parking_lot::{Condvar, Mutex};
 
 use super::connection::Connection;
 use super::fanout::Deliveries;
+use super::listener::Listener;
+use super::transport::Transport;
 use crate::log::LogError;
 
 #[derive(Debug)]
 pub(super) enum Mail {
     /// A new connection.
-    Accepted(TcpStream),
+    Accepted(Transport),
     /// A turn came back from the log.
     Committed {
         turn: u64,
@@ -23,6 +25,8 @@ pub(super) enum Mail {
     Deliver(Box<Deliveries>),
     /// A connection whose client id belongs to a connection or session of this thread.
     Join(Box<Connection>),
+    /// The certificates of this listener have changed.
+    VerifyAgain(Arc<Listener>),
     /// Stop reading, acknowledge what becomes durable by then, close everything, end.
     Stop {
         deadline: Instant,

@@ -12,6 +12,7 @@ use super::counters::{Counters, Shown};
 use super::events::{EventKind, Events};
 use super::fanout::{Fanout, Subscriptions};
 use super::inbox::{Inbox, Mail};
+use super::listener::Listener;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, Pool};
 use super::pressure::{Level, Pressure};
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     pub registry: Registry,
     pub events: Events,
     pub unmatched: UnmatchedTopics,
+    pub listeners: Vec<Arc<Listener>>,
     pub inboxes: Vec<Inbox>,
     /// By thread, and one more for the acceptor.
     pub shown: Vec<parking_lot::Mutex<Shown>>,

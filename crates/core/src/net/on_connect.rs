@@ -178,7 +178,8 @@ fn will_refusal(lane: &Lane, will: &Will<'_>) -> Option<(ReasonCode, &'static st
 /// Answers with the error, where the version has a word for it, and ends the connection.
 fn refuse(lane: &mut Lane, conn: &mut Connection, slot: u32, reason: ReasonCode, why: &str) -> Flow {
     lane.counters.refused_connections.count(reason);
-    lane.shared.events.add(EventKind::ConnectionRefused, &conn.client_id, reason, why);
+    let (kind, origin) = (EventKind::ConnectionRefused, conn.origin());
+    lane.shared.events.add_from(kind, &conn.client_id, reason, why, origin);
     let (code, properties) = match conn.version {
         Version::V5 => (Some(reason as u8), reason_properties(conn, true, 5, why)),
         Version::V311 => (reason.connect_return_code(), Vec::new()),

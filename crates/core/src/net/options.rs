@@ -4,12 +4,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::clock::Clock;
+use super::listener::ListenerOptions;
 use crate::mqtt::topic;
+
+/// Name of the listener that is always there.
+pub(super) const PLAIN: &str = "mqtt";
 
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// Port 0 picks a free one; `Gateway::address` tells which.
+    /// Of the plain listener `mqtt`. Port 0 picks a free one; `Gateway::address` tells which.
     pub address: SocketAddr,
+    /// Listeners beside it.
+    pub listeners: Vec<ListenerOptions>,
     /// Event loops. Connections are dealt to the loop that has the fewest.
     pub threads: usize,
     /// Above it a new connection is closed at once and counted.
@@ -62,6 +68,7 @@ impl Default for GatewayOptions {
     fn default() -> GatewayOptions {
         GatewayOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            listeners: Vec::new(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             max_connections: 1_000_000,
             max_packet_bytes: 1 << 20,
@@ -98,6 +105,12 @@ impl GatewayOptions {
             Err(format!("{name} = {value} is out of range, it must be {low} to {high}"))
         };
         range("threads", self.threads, 1, 1024)?;
+        for (at, listener) in self.listeners.iter().enumerate() {
+            let name = &listener.name;
+            if name == PLAIN || self.listeners[..at].iter().any(|other| other.name == *name) {
+                return Err(format!("two listeners have the name {name:?}"));
+            }
+        }
         range("max_connections", self.max_connections, 1, u32::MAX as usize)?;
         range("max_packet_bytes", self.max_packet_bytes, 256, 256 << 20)?;
         range("max_payload_bytes", self.max_payload_bytes, 1, 256 << 20)?;

@@ -3,13 +3,12 @@
 //! One pass takes what is ready, then the turn goes to the log, and at the end each connection that has something
 //! to write is written to once. Nothing here waits for the log: its answers come as mail.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
@@ -23,6 +22,7 @@ use super::lane::{End, Flow, Lane, Shared};
 use super::message::Outgoing;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
+use super::transport::Transport;
 use super::wheel::{Entry, Wheel};
 use crate::mqtt::ReasonCode;
 
@@ -187,6 +187,7 @@ impl Worker {
                     self.lane.counters.sockets += 1;
                     self.join(*conn);
                 }
+                Mail::VerifyAgain(listener) => self.verify_again(&listener),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
             }
         }
@@ -199,7 +200,7 @@ impl Worker {
         self.last_number
     }
 
-    fn open(&mut self, mut socket: TcpStream) {
+    fn open(&mut self, mut socket: Transport) {
         let number = self.next_number();
         let entry = self.conns.vacant_entry();
         let slot = entry.key();
@@ -232,7 +233,8 @@ impl Worker {
                 self.ready.push(slot as u32);
             }
         }
-        if event.is_writable() && conn.out.is_some() {
+        let unwritten = conn.out.is_some() || conn.socket.as_ref().is_some_and(Transport::wants_write);
+        if event.is_writable() && unwritten {
             self.lane.touch(conn, slot as u32);
         }
     }
@@ -282,7 +284,7 @@ impl Worker {
             conn.ready = false;
             return false;
         };
-        let taken = match socket.read(buffer) {
+        let (taken, more) = match socket.read(buffer) {
             Ok(taken) => taken,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 conn.ready = false;
@@ -290,7 +292,7 @@ impl Worker {
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
             Err(_) => {
-                self.end(slot, Ending::Lost);
+                self.broken(slot);
                 return false;
             }
         };
@@ -305,8 +307,8 @@ impl Worker {
         }
         self.reads += 1;
         self.lane.counters.bytes_in += taken as u64;
-        // A short read has emptied the socket, and the next bytes will be announced.
-        let more = taken == buffer.len() || conn.ended;
+        // When the socket was emptied, the next bytes will be announced.
+        let more = more || conn.ended;
         conn.ready = more;
         if conn.state == State::Lingering {
             return more;

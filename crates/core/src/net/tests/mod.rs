@@ -8,6 +8,7 @@ mod publishing;
 mod sessions;
 mod shared;
 mod subscribing;
+mod transports;
 mod wills;
 
 use std::sync::Arc;
