@@ -89,13 +89,14 @@ struct Narrow {
     incoming: VecDeque<u8>,
     outgoing: Vec<u8>,
     widths: Vec<usize>,
-    at: usize,
+    /// Reads and writes so far: each goes through the widths by itself, so that neither meets the same one for ever.
+    reads: usize,
+    writes: usize,
 }
 
 impl Narrow {
-    fn width(&mut self) -> io::Result<usize> {
-        self.at += 1;
-        match self.widths[self.at % self.widths.len()] {
+    fn width(&self, at: usize) -> io::Result<usize> {
+        match self.widths[at % self.widths.len()] {
             0 => Err(io::ErrorKind::WouldBlock.into()),
             width => Ok(width),
         }
@@ -104,7 +105,8 @@ impl Narrow {
 
 impl Read for Narrow {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let width = self.width()?.min(out.len());
+        self.reads += 1;
+        let width = self.width(self.reads)?.min(out.len());
         if self.incoming.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -114,7 +116,8 @@ impl Read for Narrow {
 
 impl Write for Narrow {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let width = self.width()?.min(bytes.len());
+        self.writes += 1;
+        let width = self.width(self.writes)?.min(bytes.len());
         self.outgoing.extend_from_slice(&bytes[..width]);
         Ok(width)
     }
@@ -183,7 +186,7 @@ proptest! {
         let mut client = PKI.client(true, version);
         client.set_buffer_limit(None);
         let mut tls = Tls::new();
-        let mut socket = Narrow { incoming: VecDeque::new(), outgoing: Vec::new(), widths, at: 0 };
+        let mut socket = Narrow { incoming: VecDeque::new(), outgoing: Vec::new(), widths, reads: 0, writes: 0 };
         let mut buffer = vec![0; 128 << 10];
         prop_assert_eq!(pump(&mut client, &mut tls, &mut socket, &context, &mut buffer), (vec![], vec![]));
         let handshake = tls.handshake.take().expect("through");
@@ -216,7 +219,7 @@ proptest! {
         };
         let context = TlsContext::new(PKI.files(false), &MQTT_PROTOCOLS).unwrap();
         let mut socket =
-            Narrow { incoming: bytes.into(), outgoing: Vec::new(), widths: vec![usize::MAX], at: 0 };
+            Narrow { incoming: bytes.into(), outgoing: Vec::new(), widths: vec![usize::MAX], reads: 0, writes: 0 };
         let mut buffer = vec![0; 128 << 10];
         prop_assert!(Tls::new().read(&mut socket, &context, &mut buffer).is_err());
     }
@@ -227,8 +230,13 @@ fn a_client_without_the_certificate_that_is_required_is_refused_by_name() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let context = TlsContext::new(PKI.files(true), &MQTT_PROTOCOLS).unwrap();
         let (mut client, mut tls) = (PKI.client(false, version), Tls::new());
-        let mut socket =
-            Narrow { incoming: VecDeque::new(), outgoing: Vec::new(), widths: vec![usize::MAX], at: 0 };
+        let mut socket = Narrow {
+            incoming: VecDeque::new(),
+            outgoing: Vec::new(),
+            widths: vec![usize::MAX],
+            reads: 0,
+            writes: 0,
+        };
         let mut buffer = vec![0; 128 << 10];
         let fault = loop {
             let mut sent = Vec::new();
