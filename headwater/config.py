@@ -27,6 +27,7 @@ from headwater.declarations import (
 from headwater.errors import ConfigError
 from headwater.notify_settings import NotifySettings, RouteSettings
 from headwater.records import NAME, OWN_TABLES
+from headwater.security import POLICY_NAME, AuthSettings, PolicySettings
 
 #: Memory of the program itself, its libraries and the buffers of its threads.
 _PROGRAM_BYTES: Final = 320 << 20
@@ -217,6 +218,7 @@ class Settings(BaseSettings):
     )
     mqtt: MqttSettings = MqttSettings()
     http: HttpSettings = HttpSettings()
+    auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     pipeline: PipelineSettings = PipelineSettings()
     store: StoreSettings = StoreSettings()
@@ -229,6 +231,7 @@ class Settings(BaseSettings):
     alarms: dict[str, AlarmSettings] = Field(default_factory=dict)
     notify: dict[str, NotifySettings] = Field(default_factory=dict)
     routes: list[RouteSettings] = Field(default_factory=list)
+    policies: dict[str, PolicySettings] = Field(default_factory=dict)
 
     def buffers(self) -> list[budget.Buffer]:
         """Every buffer of a settable size, with how many there are of it."""
@@ -238,6 +241,7 @@ class Settings(BaseSettings):
             "store.flush_bytes": 2,
             "mqtt.max_inflight_bytes": 1,
             "mqtt.max_retained_bytes": 1,
+            "auth.max_waiting_bytes": int(self.auth.configured),
             "query.memory_bytes": self.query.concurrent,
             "engine.state_bytes": len(self.queries),
         }
@@ -315,6 +319,24 @@ class Settings(BaseSettings):
                     raise ValueError(
                         f"{setting}: {target!r} is no [notify.*] target{_nearest(target, list(self.notify))}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _policies(self) -> Self:
+        for name in self.policies:
+            if not POLICY_NAME.fullmatch(name):
+                raise ValueError(f"policies.{name}: a name is letters, digits, _ and -, at most 128")
+        for name in self.auth.policies:
+            if name not in self.policies:
+                raise ValueError(
+                    f"auth.policies: {name!r} is no [policies.*] section{_nearest(name, list(self.policies))}"
+                )
+        if self.policies and not self.auth.configured:
+            raise ValueError(
+                f"policies.{min(self.policies)}: nobody has it, since without a source of identities everybody is "
+                "anonymous and may do everything; add [auth.password], [auth.jwt], [auth.certificates] or "
+                "[auth.webhook]"
+            )
         return self
 
     @model_validator(mode="after")

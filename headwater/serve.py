@@ -65,11 +65,16 @@ class _Server(uvicorn.Server):
 
 def _announce(pipeline: Pipeline, settings: Settings, http: str) -> None:
     pipeline.announce(http)
-    open_to_all = "anonymous clients, everything allowed" + (
-        " (insecure = true)" if settings.mqtt.insecure else ""
-    )
+    if settings.auth.configured:
+        sources = [
+            name for name in ("certificates", "jwt", "password", "webhook") if getattr(settings.auth, name)
+        ]
+        clients = f"clients identified by {', '.join(sources)}"
+    else:
+        clients = "anonymous clients, everything allowed"
+    clients += " (insecure = true)" if settings.mqtt.insecure else ""
     token = "with the administrator's token" if settings.admin_token else "open API, no token set"
-    print(f"mqtt  listening on {pipeline.gateway.address()} ({open_to_all})", flush=True)  # noqa: T201
+    print(f"mqtt  listening on {pipeline.gateway.address()} ({clients})", flush=True)  # noqa: T201
     print(f"http  listening on {http} ({token})", flush=True)  # noqa: T201
 
 

@@ -22,6 +22,7 @@ class Gateway:
     """A running gateway.
 
     streams: settings and registered schema by stream name
+    logins:  where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
     raises:  ListenError when the address is taken, ConfigError for a stream that cannot be compiled
     """
 
@@ -30,6 +31,7 @@ class Gateway:
         log: EmbeddedLog,
         settings: MqttSettings,
         streams: Mapping[str, tuple[StreamSettings, Schema]],
+        logins: _native.Logins | None = None,
     ) -> None:
         options = settings.model_dump(exclude={"insecure"})
         options["threads"] = settings.threads or os.cpu_count() or 1
@@ -38,7 +40,7 @@ class Gateway:
             declaration(name, stream, schema, log.inferred(schema.stream) if stream.infer else ())
             for name, (stream, schema) in streams.items()
         ]
-        self._native = _native.Gateway(log.native, options, bindings)
+        self._native = _native.Gateway(log.native, options, bindings, logins)
 
     def address(self) -> str:
         """`host:port` as bound."""

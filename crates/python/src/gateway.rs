@@ -1,6 +1,7 @@
 //! `Gateway`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::decode::{FieldSpec, Suggestion, suggest};
@@ -13,6 +14,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::decode::Declaration;
 use crate::errors;
 use crate::log::PyLog;
+use crate::logins::PyLogins;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyGateway>()
@@ -99,11 +101,13 @@ impl PyGateway {
 #[pymethods]
 impl PyGateway {
     #[new]
+    #[pyo3(signature = (log, options, streams, logins=None))]
     fn new(
         py: Python<'_>,
         log: &Bound<'_, PyLog>,
         options: Options,
         streams: Vec<Declaration>,
+        logins: Option<&Bound<'_, PyLogins>>,
     ) -> PyResult<PyGateway> {
         let (host, port) = (options.host.as_str(), options.port);
         let unknown = |why: String| {
@@ -113,9 +117,9 @@ impl PyGateway {
         let address = address.ok_or_else(|| unknown("the name has no address".to_owned()))?;
         let log = log.get();
         let streams = streams.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
-        let start = || {
-            Gateway::start(log.log.clone(), options.convert(address), streams, options.raw_filters.clone())
-        };
+        let mut converted = options.convert(address);
+        converted.logins = logins.map(|logins| Arc::clone(&logins.get().logins));
+        let start = || Gateway::start(log.log.clone(), converted, streams, options.raw_filters.clone());
         let gateway = py.detach(start).map_err(|error| match error {
             GatewayError::Listen { address, error } => errors::raise(
                 py,

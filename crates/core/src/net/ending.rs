@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use super::access::Access;
 use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{End, reason_properties};
+use super::on_connect::refuse;
 use super::on_subscribe::unsubscribe_all;
 use super::wheel::Entry;
 use super::worker::Worker;
@@ -63,6 +65,11 @@ impl Worker {
                     let why = "nothing was heard for one and a half times the keep alive";
                     self.end(slot, Ending::Ours(End::new(ReasonCode::KeepAliveTimeout, why)));
                 }
+                State::Asked => {
+                    let why = "nobody said in time who the client is (auth.timeout)";
+                    refuse(&mut self.lane, conn, slot, ReasonCode::ServerUnavailable, why);
+                    self.end(slot, Ending::Refused);
+                }
                 State::Opened => {
                     let why = "no CONNECT came in time";
                     self.end(slot, Ending::Ours(End::new(ReasonCode::MaximumConnectTime, why)));
@@ -80,9 +87,14 @@ impl Worker {
         match was {
             State::Lingering => return self.remove(slot),
             State::Parked => return,
-            State::Up | State::Opened => {}
+            State::Up | State::Opened | State::Asked => {}
         }
         let lane = &mut self.lane;
+        if let (Some(Access::Asked(number)), Some(logins)) =
+            (conn.access.as_deref(), &lane.shared.options.logins)
+        {
+            logins.forget(*number);
+        }
         match &ending {
             Ending::Lost => lane.counters.lost_connections += 1,
             Ending::Goodbye(_) | Ending::Refused => {}
@@ -107,7 +119,7 @@ impl Worker {
             }
         }
         let linger = matches!(ending, Ending::Ours(_) | Ending::Refused);
-        if was == State::Opened {
+        if matches!(was, State::Opened | State::Asked) {
             return if linger { self.linger(slot) } else { self.remove(slot) };
         }
         lane.counters.connections -= 1;

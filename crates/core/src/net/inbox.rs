@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::connection::Connection;
 use super::fanout::Deliveries;
+use super::logins::Answer;
 use crate::log::LogError;
 
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) enum Mail {
     Deliver(Box<Deliveries>),
     /// A connection whose client id belongs to a connection or session of this thread.
     Join(Box<Connection>),
+    /// A CONNECT has its answer.
+    Answered(Box<Answer>),
     /// Stop reading, acknowledge what becomes durable by then, close everything, end.
     Stop {
         deadline: Instant,

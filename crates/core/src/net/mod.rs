@@ -10,6 +10,7 @@
 //! is written to once in a pass ([`pace`] says when passes begin).
 
 mod acceptor;
+mod access;
 mod acknowledge;
 mod binding;
 mod clock;
@@ -23,6 +24,7 @@ mod gateway;
 mod inbox;
 mod joining;
 mod lane;
+mod logins;
 mod message;
 mod on_connect;
 mod on_publish;
@@ -49,5 +51,6 @@ pub use clock::Clock;
 pub use counters::{ByReason, Counters, Latency};
 pub use events::{Event, EventKind};
 pub use gateway::{AckLatency, Gateway, GatewayError};
+pub use logins::{Certificate, Login, LoginOptions, Logins, Principal};
 pub use options::GatewayOptions;
 pub use unmatched::Unmatched;
