@@ -208,7 +208,7 @@ impl Tree {
             });
         }
         let text = text.as_bytes();
-        text.starts_with(&root.text) && Search { tree: self, text, values, levels }.walk(0, root.text.len())
+        begins(text, &root.text) && Search { tree: self, text, values, levels }.walk(0, root.text.len())
     }
 }
 
@@ -238,7 +238,7 @@ impl Search<'_> {
             for &(slot, child) in &here.variables {
                 let value = self.values.get(usize::from(slot)).and_then(|value| value.get(self.levels));
                 if let Some(value) = value
-                    && self.text[at..].starts_with(value.as_bytes())
+                    && begins(&self.text[at..], value.as_bytes())
                     && self.below(child, at + value.len())
                 {
                     return true;
@@ -246,7 +246,7 @@ impl Search<'_> {
             }
             let Some(child) = here.child(next) else { return false };
             let text = &self.tree.nodes[child as usize].text;
-            if !self.text[at..].starts_with(text) {
+            if !begins(&self.text[at..], text) {
                 return false;
             }
             (node, at) = (child, at + text.len());
@@ -256,7 +256,7 @@ impl Search<'_> {
     /// The same for a node whose text is still to be compared.
     fn below(&self, node: u32, at: usize) -> bool {
         let text = &self.tree.nodes[node as usize].text;
-        self.text.get(at..).is_some_and(|rest| rest.starts_with(text)) && self.walk(node, at + text.len())
+        self.text.get(at..).is_some_and(|rest| begins(rest, text)) && self.walk(node, at + text.len())
     }
 
     /// Tries a `*` that begins at `at`; it has something behind it.
@@ -292,6 +292,13 @@ impl Node {
         // Some ten first bytes at most, as a rule: a plain loop is through before a search has begun.
         self.firsts.iter().position(|byte| *byte == first).map(|at| self.children[at])
     }
+}
+
+/// `starts_with` for the short texts of a tree: a plain loop is through before the library's comparison, which is
+/// made for long ones, has begun.
+#[inline]
+fn begins(text: &[u8], with: &[u8]) -> bool {
+    text.len() >= with.len() && text.iter().zip(with).all(|(one, other)| one == other)
 }
 
 /// Bytes of a character of UTF-8, by its first.
