@@ -118,10 +118,47 @@ class LogReader:
         """The next offset per partition after what was read."""
 
 @final
+class Logins:
+    """CONNECT packets that wait for somebody to say who the client is, and the policies of those who come in."""
+
+    def __init__(
+        self, policies: list[tuple[str, str]], timeout_us: int, max_waiting: int, max_waiting_bytes: int
+    ) -> None:
+        """policies: name and AWS-style document (JSON)
+        timeout_us: a CONNECT that waits longer is refused with 0x88
+        raises: ConfigError: policy, statement and field, what was found and how to fix it
+        """
+
+    def take(
+        self, max_logins: int, timeout_s: float
+    ) -> list[tuple[int, str, str | None, bytes | None, str | None, str | None, str, str]]:
+        """Logins that wait, oldest first, as soon as there is one: id, client id, user name, password, fingerprint and
+        common name of the certificate, peer, listener. Empty when none came in time. Releases the interpreter."""
+
+    def allow(
+        self,
+        id: int,
+        user: str,
+        tenant: str,
+        policies: list[str],
+        thing: str,
+        attributes: dict[str, str],
+    ) -> bool:
+        """Lets the client in, if these policies let it connect. False: they do not, it is refused; or it has gone."""
+
+    def deny(self, id: int, reason: int, text: str) -> None:
+        """Refuses the client with a reason code of MQTT 5; `text` is for the operator."""
+
+    def waiting(self) -> int:
+        """CONNECT packets that wait now."""
+
+@final
 class Gateway:
     """MQTT listener, decoder and ack path; runs on its own threads until `stop`."""
 
-    def __init__(self, log: Log, options: dict[str, Any], streams: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, log: Log, options: dict[str, Any], streams: list[dict[str, Any]], logins: Logins | None = None
+    ) -> None:
         """Opens the listeners and starts.
 
         options: `host`, `port` and the limits of the `mqtt` section; `listeners`, each with `name`, `transport`,
@@ -130,6 +167,7 @@ class Gateway:
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
                  `fields` [(name, type, path)], `infer` (further fields come from the messages),
                  `protobuf` (a FileDescriptorSet and a message's full name, or None)
+        logins:  where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
         raises:  ListenError, ConfigError
         """
 

@@ -31,11 +31,11 @@ from headwater.listeners import (
     MqttsSettings,
     WsSettings,
     WssSettings,
-    is_loopback,
     listeners,
 )
 from headwater.notify_settings import NotifySettings, RouteSettings
 from headwater.records import NAME, OWN_TABLES
+from headwater.security import POLICY_NAME, AuthSettings, PolicySettings, is_loopback
 
 #: Memory of the program itself, its libraries and the buffers of its threads.
 _PROGRAM_BYTES: Final = 320 << 20
@@ -220,6 +220,7 @@ class Settings(BaseSettings):
     ws: WsSettings = WsSettings()
     wss: WssSettings = WssSettings()
     http: HttpSettings = HttpSettings()
+    auth: AuthSettings = AuthSettings()
     log: LogSettings = LogSettings()
     pipeline: PipelineSettings = PipelineSettings()
     store: StoreSettings = StoreSettings()
@@ -232,6 +233,7 @@ class Settings(BaseSettings):
     alarms: dict[str, AlarmSettings] = Field(default_factory=dict)
     notify: dict[str, NotifySettings] = Field(default_factory=dict)
     routes: list[RouteSettings] = Field(default_factory=list)
+    policies: dict[str, PolicySettings] = Field(default_factory=dict)
 
     @property
     def listeners(self) -> list[ListenerSettings]:
@@ -246,6 +248,7 @@ class Settings(BaseSettings):
             "store.flush_bytes": 2,
             "mqtt.max_inflight_bytes": 1,
             "mqtt.max_retained_bytes": 1,
+            "auth.max_waiting_bytes": int(self.auth.configured),
             "query.memory_bytes": self.query.concurrent,
             "engine.state_bytes": len(self.queries),
         }
@@ -331,6 +334,24 @@ class Settings(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"mqtt.listeners: two listeners have the name {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _policies(self) -> Self:
+        for name in self.policies:
+            if not POLICY_NAME.fullmatch(name):
+                raise ValueError(f"policies.{name}: a name is letters, digits, _ and -, at most 128")
+        for name in self.auth.policies:
+            if name not in self.policies:
+                raise ValueError(
+                    f"auth.policies: {name!r} is no [policies.*] section{_nearest(name, list(self.policies))}"
+                )
+        if self.policies and not self.auth.configured:
+            raise ValueError(
+                f"policies.{min(self.policies)}: nobody has it, since without a source of identities everybody is "
+                "anonymous and may do everything; add [auth.password], [auth.jwt], [auth.certificates] or "
+                "[auth.webhook]"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@
     ├── LogError             the durable log
     │   ├── LogFullError     disk or bound reached: nothing was stored, try again later
     │   └── LogCorruptError  stored bytes fail their checksum: names segment and byte
+    ├── IdentityError        a file or key set of identities cannot be read or written
     ├── ListenError          a listener cannot be opened: names the address and who to ask
     ├── SqlError             SQL that is not accepted: names position and reason
     ├── QueryLimitError      a query ran into its time, row or memory limit
@@ -43,6 +44,10 @@ class LogFullError(LogError):
 
 class LogCorruptError(LogError):
     """Stored bytes of the log fail their checksum."""
+
+
+class IdentityError(HeadwaterError):
+    """A file, key set or certificate authority of identities cannot be read or written."""
 
 
 class ListenError(HeadwaterError):

@@ -19,11 +19,6 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 Transport = Literal["tcp", "tls", "ws", "wss"]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on `host`."""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 class ListenerSection(Section):
     """A section with `host` and `port`; `port` may also be written `host:port`."""
 

@@ -32,8 +32,18 @@ def address_of(given: str | None, data_dir: Path | None) -> tuple[str, int]:
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+#: User name and password.
+Credentials = tuple[str, str | None]
+
+
 def publish(
-    address: tuple[str, int], topic: str, payloads: Sequence[bytes], *, qos: int, retain: bool
+    address: tuple[str, int],
+    topic: str,
+    payloads: Sequence[bytes],
+    *,
+    qos: int,
+    retain: bool,
+    credentials: Credentials | None = None,
 ) -> int:
     """Publishes and waits for every acknowledgement (QoS 1). Returns the number of messages.
 
@@ -45,7 +55,7 @@ def publish(
         if reason.is_failure:
             refused.append(str(reason))
 
-    client = _connect(address)
+    client = _connect(address, credentials)
     client.on_publish = on_publish
     client.loop_start()
     try:
@@ -65,10 +75,12 @@ def publish(
     return len(payloads)
 
 
-def subscribe(address: tuple[str, int], topic_filter: str, *, count: int = 0) -> Iterator[mqtt.MQTTMessage]:
+def subscribe(
+    address: tuple[str, int], topic_filter: str, *, count: int = 0, credentials: Credentials | None = None
+) -> Iterator[mqtt.MQTTMessage]:
     """Messages as they come; ends after `count` of them, or never. raises: HeadwaterError when refused"""
     arrived: queue.SimpleQueue[mqtt.MQTTMessage | str] = queue.SimpleQueue()
-    client = _connect(address)
+    client = _connect(address, credentials)
     client.on_message = lambda _client, _data, message: arrived.put(message)
     client.on_disconnect = lambda _client, _data, _flags, reason, _properties: arrived.put(str(reason))
 
@@ -94,8 +106,10 @@ def subscribe(address: tuple[str, int], topic_filter: str, *, count: int = 0) ->
         client.loop_stop()
 
 
-def _connect(address: tuple[str, int]) -> mqtt.Client:
+def _connect(address: tuple[str, int], credentials: Credentials | None) -> mqtt.Client:
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    if credentials is not None:
+        client.username_pw_set(*credentials)
     try:
         client.connect(*address)
     except OSError as error:

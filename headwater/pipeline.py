@@ -27,6 +27,7 @@ from headwater.devices.shadow import ShadowService
 from headwater.errors import DataDirectoryError
 from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
+from headwater.gateway.logins import login_service, waiting_logins
 from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA
@@ -105,7 +106,15 @@ class Pipeline:
         for message in store.messages() if store is not None else ():
             logger.warning("store repaired", detail=message)
         streams = {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()}
-        self.gateway = Gateway(self.log, settings.mqtt, settings.listeners, self.directory / "ca", streams)
+        self.logins = login_service(settings.auth, settings.policies, self.directory)
+        self.gateway = Gateway(
+            self.log,
+            settings.mqtt,
+            settings.listeners,
+            self.directory / "ca",
+            streams,
+            self.logins.native if self.logins else None,
+        )
         self.troubles = Troubles(self.gateway)
         self.parts = Parts(
             settings=settings,
@@ -113,6 +122,7 @@ class Pipeline:
             database=self.database,
             log=self.log,
             gateway=self.gateway,
+            logins=self.logins,
             troubles=self.troubles,
             schemas=self.schemas,
             store=store,
@@ -155,6 +165,8 @@ class Pipeline:
         (self.directory / "run.json").unlink(missing_ok=True)
         self._stopping.set()
         self.gateway.stop(drain_s)
+        if self.logins is not None:
+            self.logins.stop()
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
@@ -200,5 +212,6 @@ def check(settings: Settings) -> None:
     """
     tables, _ = schemas.planned(settings)
     AlarmService.check(settings.alarms, tables)
+    waiting_logins(settings.auth, settings.policies)
     Notifier.check(settings.notify)
     Router(settings.routes)

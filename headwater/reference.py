@@ -19,6 +19,7 @@ from headwater.declarations import (
 )
 from headwater.listeners import ListenerSettings
 from headwater.notify_settings import NotifySettings
+from headwater.security import PolicySettings
 
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
 
@@ -57,12 +58,30 @@ def sections() -> Iterator[tuple[str, type[BaseModel]]]:
             yield name, field.annotation
 
 
+def sections_within() -> Iterator[tuple[str, type[BaseModel]]]:
+    """Name and model of every section within a plain one that may be absent: `auth.password`."""
+    for section, model in sections():
+        for name, field in model.model_fields.items():
+            inner = _optional_section(field)
+            if inner is not None:
+                yield f"{section}.{name}", inner
+
+
+def _optional_section(field: FieldInfo) -> type[BaseModel] | None:
+    for part in getattr(field.annotation, "__args__", ()):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
 def commented_config() -> str:
     """A configuration that works as it is: an example, then every setting commented out with its default."""
     lines = ["# Headwater configuration. Every setting below is shown with its default.", "", EXAMPLE]
     for name, model in sections():
         lines.append(f"[{name}]")
         for key, field in model.model_fields.items():
+            if _optional_section(field) is not None:
+                continue
             # Commented twice where there is no value to write.
             absent = "# " if default(field) == "none" else ""
             lines.append(f"# {absent}{key} = {default(field)}  # {field.description}")
@@ -92,7 +111,9 @@ def settings_page() -> str:
             "",
             (model.__doc__ or "").strip(),
             "",
-            *_table(model.model_fields.items()),
+            *_table(
+                (key, field) for key, field in model.model_fields.items() if not _optional_section(field)
+            ),
             "",
         ]
     named: list[tuple[str, type[BaseModel]]] = [
@@ -105,6 +126,8 @@ def settings_page() -> str:
         *alarm_settings.sections(),
         ("[notify.NAME]", NotifySettings),
         *notify_settings.sections(),
+        ("[policies.NAME]", PolicySettings),
+        *((f"[{name}]", model) for name, model in sections_within()),
     ]
     for title, model in named:
         lines += [

@@ -70,11 +70,17 @@ def _announce(pipeline: Pipeline, settings: Settings, http: str) -> None:
     insecure = {"mqtt": settings.mqtt.insecure, **{each.name: each.insecure for each in settings.listeners}}
     clients = {each.name: each.clients for each in settings.listeners}
     token = "with the administrator's token" if settings.admin_token else "open API, no token set"
+    sources = [name for name in ("certificates", "jwt", "password", "webhook") if getattr(settings.auth, name)]
     for each in pipeline.gateway.listeners():
         name, transport, address = each["name"], each["transport"], each["address"]
-        who = "clients with a certificate" if clients.get(name) == "required" else "anonymous clients"
+        if sources:
+            who = f"clients identified by {', '.join(sources)}"
+        elif clients.get(name) == "required":
+            who = "clients with a certificate, everything allowed"
+        else:
+            who = "anonymous clients, everything allowed"
         over = "" if transport in {name, "tcp"} else f"{transport}, "
-        note = f"{over}{who}, everything allowed{' (insecure = true)' if insecure[name] else ''}"
+        note = f"{over}{who}{' (insecure = true)' if insecure[name] else ''}"
         print(f"{name:<5} listening on {address} ({note})", flush=True)  # noqa: T201
     print(f"http  listening on {http} ({token})", flush=True)  # noqa: T201
 

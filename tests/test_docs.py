@@ -17,6 +17,7 @@ from headwater.api.metrics import GATEWAY_COUNTERS
 from headwater.cli import app
 from headwater.declarations import QuerySection, StreamSettings
 from headwater.notify_settings import NotifySettings, RouteSettings
+from headwater.security import PolicySettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -41,11 +42,13 @@ def test_the_page_of_settings_is_the_one_that_the_settings_make() -> None:
     ("section", "model"),
     [
         *reference.sections(),
+        *reference.sections_within(),
         ("streams", StreamSettings),
         ("queries", QuerySection),
         ("alarms", AlarmSettings),
         ("notify", NotifySettings),
         ("routes", RouteSettings),
+        ("policies", PolicySettings),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

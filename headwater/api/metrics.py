@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import (
 
 from headwater.api.books import OUTCOMES, books
 from headwater.api.parts import Parts
+from headwater.gateway.logins import LoginService
 from headwater.latency import Latency
 
 #: Gateway counters that are exported under their own names: counter -> help.
@@ -60,6 +61,12 @@ class Metrics:
             for reason, count in counters[f"{name}_connections"].items():
                 family.add_metric([reason], count)
             yield family
+        denied = CounterMetricFamily("headwater_denied", "Refused by a policy", labels=["action"])
+        for action in ("connect", "publish", "subscribe", "receive"):
+            denied.add_metric([action], counters[f"denied_{action}"])
+        yield denied
+        if self._parts.logins is not None:
+            yield from self._logins(self._parts.logins)
         messages = CounterMetricFamily(
             "headwater_messages", "Messages by what became of them", labels=["outcome"]
         )
@@ -112,6 +119,16 @@ class Metrics:
             for reason, count in each["failures"].items():
                 failures.add_metric([name, reason], count)
         yield from (connections, accepted, refused, handshakes, failures)
+
+    @staticmethod
+    def _logins(logins: LoginService) -> Iterator[Metric]:
+        text = "Logins by the source that decided and its result"
+        results = CounterMetricFamily("headwater_logins", text, labels=["source", "result"])
+        for (source, result), count in sorted(logins.results().items()):
+            results.add_metric([source, result], count)
+        yield results
+        text = "CONNECT packets that wait for an answer"
+        yield GaugeMetricFamily("headwater_logins_waiting", text, logins.waiting())
 
     def _log(self) -> Iterator[Metric]:
         stats = self._parts.log.native.stats()

@@ -13,6 +13,7 @@ from headwater.database import Database
 from headwater.devices.shadow import ShadowService
 from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
+from headwater.gateway.logins import LoginService
 from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import Schema
@@ -34,13 +35,17 @@ class ServiceThread(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """Services of one pipeline; those behind the log are None when `pipeline.enabled` is false."""
+    """Services of one pipeline; those behind the log are None when `pipeline.enabled` is false.
+
+    logins: None where nobody needs to say who it is
+    """
 
     settings: Settings
     clock: Callable[[], int]
     database: Database
     log: EmbeddedLog
     gateway: Gateway
+    logins: LoginService | None
     troubles: Troubles
     schemas: Mapping[str, Schema]
     store: Store | None

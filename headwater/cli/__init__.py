@@ -20,9 +20,11 @@ from headwater.cli.face import (
     DataDirOption,
     JsonOption,
     MqttOption,
+    PasswordOption,
     SetOption,
     TokenOption,
     UrlOption,
+    UserOption,
     client_of,
     fail,
     failures,
@@ -31,6 +33,7 @@ from headwater.cli.face import (
     show,
 )
 from headwater.cli.notify import notify_app
+from headwater.cli.security import ca_app, passwd
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Device data: durable before it is acknowledged."
@@ -46,6 +49,8 @@ app.add_typer(config_app, name="config")
 app.add_typer(listeners_app, name="listeners")
 app.add_typer(streams_app, name="streams")
 app.add_typer(deadletters_app, name="deadletters")
+app.add_typer(ca_app, name="ca")
+app.command()(passwd)
 
 
 @app.command()
@@ -204,10 +209,14 @@ def pub(
     data_dir: DataDirOption = None,
     qos: Annotated[int, typer.Option(min=0, max=1)] = 1,
     retain: bool = False,
+    user: UserOption = None,
+    password: PasswordOption = None,
 ) -> None:
     """Publish messages and wait until they are acknowledged."""
     lines = sys.stdin.buffer.read().splitlines() if payload == "-" else [payload.encode()]
-    sent = messages.publish(messages.address_of(mqtt, data_dir), topic, lines, qos=qos, retain=retain)
+    credentials = (user, password) if user is not None else None
+    address = messages.address_of(mqtt, data_dir)
+    sent = messages.publish(address, topic, lines, qos=qos, retain=retain, credentials=credentials)
     out.print(f"{sent} acknowledged" if qos else f"{sent} sent", highlight=False)
 
 
@@ -218,10 +227,14 @@ def sub(
     mqtt: MqttOption = None,
     data_dir: DataDirOption = None,
     count: Annotated[int, typer.Option(help="End after so many messages; 0: until Ctrl-C.")] = 0,
+    user: UserOption = None,
+    password: PasswordOption = None,
     json: JsonOption = False,
 ) -> None:
     """Print messages as they come."""
-    for message in messages.subscribe(messages.address_of(mqtt, data_dir), topic_filter, count=count):
+    credentials = (user, password) if user is not None else None
+    address = messages.address_of(mqtt, data_dir)
+    for message in messages.subscribe(address, topic_filter, count=count, credentials=credentials):
         if json:
             line = {"topic": message.topic, "qos": message.qos, "retain": message.retain}
             text = orjson.dumps({**line, "payload": base64.b64encode(message.payload).decode()}).decode()
@@ -331,7 +344,7 @@ def why(
 @config_app.command("check")
 @failures
 def config_check(config: ConfigOption = None, data_dir: DataDirOption = None, set_: SetOption = None) -> None:
-    """Check settings, queries, alarm conditions and notification targets without starting anything."""
+    """Check settings, policies, queries, alarm conditions and notification targets without starting anything."""
     from headwater.pipeline import check
 
     settings = settings_of(config, data_dir, set_)

@@ -28,6 +28,13 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 MqttOption = Annotated[
     str | None, typer.Option("--mqtt", help="host:port of MQTT; default: the one running on --data-dir.")
 ]
+UserOption = Annotated[str | None, typer.Option("--user", help="User name for MQTT.")]
+PasswordOption = Annotated[
+    str | None,
+    typer.Option(
+        "--password", envvar="HEADWATER_MQTT_PASSWORD", help="Password for MQTT; better by the environment."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="The HTTP address; default: the one running on --data-dir.")

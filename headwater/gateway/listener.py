@@ -28,6 +28,7 @@ class Gateway:
     listeners: beside `mqtt.port`
     directory: where certificates of our own are kept, for listeners that name none
     streams:   settings and registered schema by stream name
+    logins:    where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
     raises:    ListenError when an address is taken, ConfigError for a stream that cannot be compiled or a certificate
                that cannot be used
     """
@@ -39,6 +40,7 @@ class Gateway:
         listeners: Sequence[ListenerSettings],
         directory: Path,
         streams: Mapping[str, tuple[StreamSettings, Schema]],
+        logins: _native.Logins | None = None,
     ) -> None:
         options = settings.model_dump(exclude={"insecure", "listeners"})
         options["listeners"] = [_native_listener(each, directory) for each in listeners]
@@ -48,7 +50,7 @@ class Gateway:
             declaration(name, stream, schema, log.inferred(schema.stream) if stream.infer else ())
             for name, (stream, schema) in streams.items()
         ]
-        self._native = _native.Gateway(log.native, options, bindings)
+        self._native = _native.Gateway(log.native, options, bindings, logins)
 
     def address(self) -> str:
         """`host:port` of the plain listener, as bound."""

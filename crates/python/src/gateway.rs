@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::decode::{FieldSpec, Suggestion, suggest};
@@ -17,6 +18,7 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::decode::Declaration;
 use crate::errors;
 use crate::log::PyLog;
+use crate::logins::PyLogins;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyGateway>()
@@ -157,11 +159,13 @@ impl PyGateway {
 #[pymethods]
 impl PyGateway {
     #[new]
+    #[pyo3(signature = (log, options, streams, logins=None))]
     fn new(
         py: Python<'_>,
         log: &Bound<'_, PyLog>,
         options: Options,
         streams: Vec<Declaration>,
+        logins: Option<&Bound<'_, PyLogins>>,
     ) -> PyResult<PyGateway> {
         let address = resolve(py, "mqtt", &options.host, options.port)?;
         let listeners = options
@@ -171,14 +175,9 @@ impl PyGateway {
             .collect::<PyResult<Vec<_>>>()?;
         let log = log.get();
         let streams = streams.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
-        let start = || {
-            Gateway::start(
-                log.log.clone(),
-                options.convert(address, listeners),
-                streams,
-                options.raw_filters.clone(),
-            )
-        };
+        let mut converted = options.convert(address, listeners);
+        converted.logins = logins.map(|logins| Arc::clone(&logins.get().logins));
+        let start = || Gateway::start(log.log.clone(), converted, streams, options.raw_filters.clone());
         let gateway = py.detach(start).map_err(|error| match error {
             GatewayError::Listen { name, address, error } => errors::raise(
                 py,

@@ -6,6 +6,7 @@ mod errors;
 mod gateway;
 mod load;
 mod log;
+mod logins;
 mod rows;
 mod window;
 
@@ -14,6 +15,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     log::register(module)?;
+    logins::register(module)?;
     gateway::register(module)?;
     decode::register(module)?;
     window::register(module)?;

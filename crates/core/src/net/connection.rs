@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::access::{self, Access};
 use super::clock::ticks;
 use super::counters::Counters;
 use super::message::Outgoing;
@@ -25,6 +26,8 @@ const LINGER_TICKS: u32 = 20;
 pub(super) enum State {
     /// CONNECT has not come.
     Opened,
+    /// The CONNECT waits for somebody to say who the client is.
+    Asked,
     Up,
     /// The session of a client that is away: no socket, subscriptions go on, messages wait.
     Parked,
@@ -73,6 +76,8 @@ pub(super) struct Connection {
     pub heard: u32,
     /// Tick of this connection's valid entry in the wheel.
     pub timer: u32,
+    /// What it may do; none: everything.
+    pub access: Option<Box<Access>>,
     pub client_id: Box<str>,
     /// Bytes of a packet that has not ended.
     pub partial: Vec<u8>,
@@ -113,6 +118,7 @@ impl Connection {
             silence: 0,
             heard: tick,
             timer: 0,
+            access: None,
             client_id: Box::default(),
             partial: Vec::new(),
             subscriptions: Vec::new(),
@@ -134,6 +140,7 @@ impl Connection {
                 }
             }
             State::Opened => ticks(options.first_packet_timeout_s.into()),
+            State::Asked => options.logins.as_ref().map_or(0, |logins| logins.ticks()),
             State::Up if self.silence == 0 => return None,
             State::Up => self.silence,
             State::Lingering => LINGER_TICKS,
@@ -213,6 +220,10 @@ impl Connection {
     pub fn deliver(&mut self, outgoing: Outgoing<'_>, manner: Manner, with: &mut Delivery<'_>) {
         if self.state == State::Parked && manner.qos == QoS::AtMostOnce {
             // Section 4.1: what a session keeps while its client is away is QoS 1 and 2.
+            return;
+        }
+        if !access::may_receive(&mut self.access, outgoing.topic) {
+            with.counters.denied_receive += 1;
             return;
         }
         let len = outgoing.publish(manner.qos, manner.retain, 1).encoded_len(self.version);

@@ -88,6 +88,11 @@ counters! {
     subscriptions,
     retained,
     retained_bytes,
+    /// Refused by a policy: CONNECT packets, PUBLISH packets (wills among them), filters, deliveries.
+    denied_connect,
+    denied_publish,
+    denied_subscribe,
+    denied_receive,
     /// Turns that the log refused or failed to make durable.
     log_failures,
     /// Passes in which sockets were left unread because the log was behind.

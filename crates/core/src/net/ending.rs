@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
+use super::access::Access;
 use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{End, reason_properties};
+use super::on_connect::refuse;
 use super::on_subscribe::unsubscribe_all;
 use super::transport::Transport;
 use super::wheel::Entry;
@@ -64,6 +66,11 @@ impl Worker {
                     let why = "nothing was heard for one and a half times the keep alive";
                     self.end(slot, Ending::Ours(End::new(ReasonCode::KeepAliveTimeout, why)));
                 }
+                State::Asked => {
+                    let why = "nobody said in time who the client is (auth.timeout)";
+                    refuse(&mut self.lane, conn, slot, ReasonCode::ServerUnavailable, why);
+                    self.end(slot, Ending::Refused);
+                }
                 State::Opened => {
                     if let Some(socket) = &mut conn.socket {
                         socket.timed_out();
@@ -84,9 +91,14 @@ impl Worker {
         match was {
             State::Lingering => return self.remove(slot),
             State::Parked => return,
-            State::Up | State::Opened => {}
+            State::Up | State::Opened | State::Asked => {}
         }
         let lane = &mut self.lane;
+        if let (Some(Access::Asked(number)), Some(logins)) =
+            (conn.access.as_deref(), &lane.shared.options.logins)
+        {
+            logins.forget(*number);
+        }
         match &ending {
             Ending::Lost => lane.counters.lost_connections += 1,
             Ending::Goodbye(_) | Ending::Refused => {}
@@ -116,7 +128,7 @@ impl Worker {
             Ending::Goodbye(_) => conn.socket.as_ref().is_some_and(Transport::says_goodbye),
             Ending::Lost => false,
         };
-        if was == State::Opened {
+        if matches!(was, State::Opened | State::Asked) {
             return if linger { self.linger(slot) } else { self.remove(slot) };
         }
         lane.counters.connections -= 1;

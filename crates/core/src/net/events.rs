@@ -20,6 +20,8 @@ pub enum EventKind {
     ConnectionEnded,
     /// A message was not accepted.
     PublishRefused,
+    /// A filter was not granted.
+    SubscribeRefused,
     /// A session beyond the connection was asked for, and `max_sessions` wait already.
     SessionNotKept,
     /// The log did not take a turn.
@@ -42,6 +44,7 @@ impl EventKind {
             EventKind::SessionTakenOver => "session-taken-over",
             EventKind::ConnectionEnded => "connection-ended",
             EventKind::PublishRefused => "publish-refused",
+            EventKind::SubscribeRefused => "subscribe-refused",
             EventKind::SessionNotKept => "session-not-kept",
             EventKind::LogFailed => "log-failed",
             EventKind::Pressure => "pressure",

@@ -111,6 +111,9 @@ impl Gateway {
             group_seed: seed.rotate_left(29),
             options,
         });
+        if let Some(logins) = &shared.options.logins {
+            logins.serve(&shared);
+        }
         let downlink = Downlink::new(Arc::clone(&shared))?;
         let accept_poll = Poll::new()?;
         let acceptor = Waker::new(accept_poll.registry(), WAKE)?;

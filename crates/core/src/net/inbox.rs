@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::connection::Connection;
 use super::fanout::Deliveries;
 use super::listener::Listener;
+use super::logins::Answer;
 use super::transport::Transport;
 use crate::log::LogError;
 
@@ -27,6 +28,8 @@ pub(super) enum Mail {
     Join(Box<Connection>),
     /// The certificates of this listener have changed.
     VerifyAgain(Arc<Listener>),
+    /// A CONNECT has its answer.
+    Answered(Box<Answer>),
     /// Stop reading, acknowledge what becomes durable by then, close everything, end.
     Stop {
         deadline: Instant,

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use mio::{Interest, Token};
 
+use super::access;
 use super::clock::{now_us, ticks};
 use super::connection::{Connection, State};
 use super::ending::Ending;
@@ -65,7 +66,7 @@ impl Worker {
                         let why = "another connection uses the same client identifier";
                         self.end(owner.slot, Ending::Ours(End::new(ReasonCode::SessionTakenOver, why)));
                     }
-                    Some(State::Parked) if hello.clean_start => {
+                    Some(State::Parked) if hello.clean_start || !self.is_owner(owner.slot, &conn) => {
                         self.end_session(owner.slot);
                         self.remove(owner.slot);
                     }
@@ -92,6 +93,12 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether a waiting session belongs to the user of this connection; another user's messages are not for it.
+    fn is_owner(&self, parked: u32, conn: &Connection) -> bool {
+        let parked = self.conns.get(parked as usize);
+        parked.is_some_and(|parked| access::same_user(&parked.access, &conn.access))
     }
 
     /// Writes the CONNACK, then what waits for the client, then goes on with what came behind the CONNECT.

@@ -94,6 +94,8 @@ pub(super) enum Flow {
     Bye(bool),
     /// The client id belongs to this connection or session, whose thread goes on with the CONNECT.
     Join(ConnId),
+    /// The CONNECT waits for somebody to say who the client is.
+    Asked,
     /// A CONNACK with an error is written; the connection ends without DISCONNECT.
     Refused,
 }

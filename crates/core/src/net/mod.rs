@@ -10,6 +10,7 @@
 //! is written to once in a pass ([`pace`] says when passes begin).
 
 mod acceptor;
+mod access;
 mod acknowledge;
 mod binding;
 mod clock;
@@ -25,6 +26,7 @@ mod inbox;
 mod joining;
 mod lane;
 mod listener;
+mod logins;
 mod message;
 mod on_connect;
 mod on_publish;
@@ -60,5 +62,6 @@ pub use gateway::{AckLatency, Gateway, GatewayError};
 pub use listener::{
     ClientCertificates, Failure, ListenerOptions, ListenerStatus, TlsFiles, WebSocketOptions,
 };
+pub use logins::{Certificate, Login, LoginOptions, Logins, Principal};
 pub use options::GatewayOptions;
 pub use unmatched::Unmatched;

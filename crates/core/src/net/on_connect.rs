@@ -3,10 +3,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::access::{self, Access};
 use super::clock::ticks;
 use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{Flow, Lane, reason_properties};
+use super::logins::{Answer, Origin};
 use super::on_publish::refusal;
 use super::session::{FOREVER, GivenAliases, Testament};
 use crate::mqtt::properties::{Property, PropertyId, Value, encode};
@@ -40,7 +42,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     conn.granted = lane.pressure.receive_maximum(lane.shared.options.receive_maximum);
     conn.max_packet_bytes = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
     conn.problem_information = number(PropertyId::RequestProblemInformation) != Some(0);
-    conn.client_id = connect.client_id.into();
+    let before = std::mem::replace(&mut conn.client_id, connect.client_id.into());
 
     if connect.properties.get(PropertyId::AuthenticationMethod).is_some() {
         let why = "enhanced authentication is not supported";
@@ -56,11 +58,19 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
             let why = "an empty client identifier needs a clean session";
             return refuse(lane, conn, slot, ReasonCode::ClientIdentifierNotValid, why);
         }
-        conn.client_id = new_client_id().into();
+        // After the answer the one that was asked about.
+        conn.client_id = if conn.access.is_some() { before } else { new_client_id().into() };
+    }
+    if conn.access.is_none() && lane.shared.options.logins.is_some() {
+        return ask(lane, conn, slot, body);
     }
     if let Some(will) = &connect.will {
         if let Some((reason, why)) = will_refusal(lane, will) {
             return refuse(lane, conn, slot, reason, why);
+        }
+        if !access::may_publish(&mut conn.access, will.topic, will.retain) {
+            lane.counters.denied_publish += 1;
+            return refuse(lane, conn, slot, ReasonCode::NotAuthorized, access::PUBLISH_DENIED);
         }
         conn.session().will = Some(Box::new(Testament::new(will, lane.tick)));
     }
@@ -105,6 +115,36 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
         Err(owner) => {
             conn.hello = Some(Box::new(hello));
             Flow::Join(owner)
+        }
+    }
+}
+
+/// Leaves the CONNECT to those who know who the client is.
+fn ask(lane: &mut Lane, conn: &mut Connection, slot: u32, body: &[u8]) -> Flow {
+    let id = lane.id(slot, conn.generation);
+    let origin = conn.socket.as_ref().map(Origin::of).unwrap_or_default();
+    let asked =
+        lane.shared.options.logins.as_ref().map(|logins| logins.ask(id, &conn.client_id, body, origin));
+    let Some(Some(number)) = asked else {
+        let why = "too many clients wait to be identified (auth.max_waiting, auth.max_waiting_bytes)";
+        return refuse(lane, conn, slot, ReasonCode::ServerBusy, why);
+    };
+    conn.access = Some(Box::new(Access::Asked(number)));
+    conn.state = State::Asked;
+    conn.heard = lane.tick;
+    Flow::Asked
+}
+
+/// Goes on with a CONNECT whose answer has come.
+pub(super) fn on_answer(lane: &mut Lane, conn: &mut Connection, slot: u32, answer: Answer) -> Flow {
+    match answer.result {
+        Ok(granted) => {
+            conn.access = Some(Box::new(Access::Granted(*granted)));
+            on_connect(lane, conn, slot, &answer.body)
+        }
+        Err((reason, why)) => {
+            lane.counters.denied_connect += u64::from(reason == ReasonCode::NotAuthorized);
+            refuse(lane, conn, slot, reason, &why)
         }
     }
 }
@@ -176,7 +216,13 @@ fn will_refusal(lane: &Lane, will: &Will<'_>) -> Option<(ReasonCode, &'static st
 }
 
 /// Answers with the error, where the version has a word for it, and ends the connection.
-fn refuse(lane: &mut Lane, conn: &mut Connection, slot: u32, reason: ReasonCode, why: &str) -> Flow {
+pub(super) fn refuse(
+    lane: &mut Lane,
+    conn: &mut Connection,
+    slot: u32,
+    reason: ReasonCode,
+    why: &str,
+) -> Flow {
     lane.counters.refused_connections.count(reason);
     let (kind, origin) = (EventKind::ConnectionRefused, conn.origin());
     lane.shared.events.add_from(kind, &conn.client_id, reason, why, origin);

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::access;
 use super::acknowledge::code_of;
 use super::binding::capture;
 use super::clock::now_us;
@@ -57,6 +58,10 @@ pub(super) fn on_publish(
     }
     if let Some((code, why)) = refusal(&shared.options, publish.topic, publish.payload) {
         return refuse(lane, conn, publish, code, why);
+    }
+    if !access::may_publish(&mut conn.access, publish.topic, publish.retain) {
+        lane.counters.denied_publish += 1;
+        return refuse(lane, conn, publish, ReasonCode::NotAuthorized, access::PUBLISH_DENIED);
     }
     if publish.retain && !retain(lane, shared, publish) {
         // Who cannot be told would send the message again and again, so there it counts as a live one.

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::access;
 use super::connection::{Connection, Subscribed};
+use super::events::EventKind;
 use super::fanout::{Reading, Subscriber, group, with_identifiers};
 use super::lane::{Lane, Shared};
 use super::message::Outgoing;
@@ -27,10 +29,22 @@ pub(super) fn on_subscribe(
     let identifier = subscribe.properties.number(PropertyId::SubscriptionIdentifier).unwrap_or(0);
     let highest = QoS::from_bits(shared.options.maximum_qos).unwrap_or(QoS::AtMostOnce);
     let mut codes = Vec::new();
+    let mut told = false;
     // Filters whose retained messages are wanted.
     let mut replays: Vec<(&str, SubscriptionOptions)> = Vec::new();
     let mut trie = shared.subscriptions.write();
     for (filter, mut options) in subscribe.filters() {
+        if !access::may_subscribe(&mut conn.access, filter) {
+            lane.counters.denied_subscribe += 1;
+            // One packet may name thousands.
+            if !std::mem::replace(&mut told, true) {
+                let why = access::subscribe_denied(&conn.access, filter);
+                let code = ReasonCode::NotAuthorized;
+                shared.events.add(EventKind::SubscribeRefused, &conn.client_id, code, why);
+            }
+            codes.push(ReasonCode::NotAuthorized);
+            continue;
+        }
         if let Some(refusal) = refusal(shared, conn, filter) {
             codes.push(refusal);
             continue;

@@ -1,10 +1,12 @@
 //! Settings and limits of the gateway. Every bound has a stated behaviour where it is reached.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Clock;
 use super::listener::ListenerOptions;
+use super::logins::Logins;
 use crate::mqtt::topic;
 
 /// Name of the listener that is always there.
@@ -61,6 +63,8 @@ pub struct GatewayOptions {
     pub inflight_bytes: usize,
     /// Sockets left unread for so long: QoS 0 messages are dropped and counted. Zero: never.
     pub shed_after: Duration,
+    /// Where CONNECT packets wait until somebody says who the client is. None: all are anonymous and may do everything.
+    pub logins: Option<Arc<Logins>>,
     pub clock: Clock,
 }
 
@@ -90,6 +94,7 @@ impl Default for GatewayOptions {
             turn_bytes: 1 << 20,
             inflight_bytes: 64 << 20,
             shed_after: Duration::from_secs(5),
+            logins: None,
             clock: Clock::Real,
         }
     }

@@ -19,7 +19,9 @@ use super::events::EventKind;
 use super::fanout::{Deliveries, Reading, with_identifiers};
 use super::inbox::{Inbox, Mail};
 use super::lane::{End, Flow, Lane, Shared};
+use super::logins::Answer;
 use super::message::Outgoing;
+use super::on_connect::on_answer;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::transport::Transport;
@@ -188,6 +190,7 @@ impl Worker {
                     self.join(*conn);
                 }
                 Mail::VerifyAgain(listener) => self.verify_again(&listener),
+                Mail::Answered(answer) => self.answered(*answer),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
             }
         }
@@ -275,7 +278,9 @@ impl Worker {
             return false;
         }
         // A client that does not take its acknowledgements is owed no new ones until it does.
-        if conn.state == State::Up && conn.pending() > self.lane.shared.options.outbound_max_bytes {
+        let full = conn.pending() > self.lane.shared.options.outbound_max_bytes;
+        // What comes behind a CONNECT has to wait for its answer.
+        if conn.state == State::Asked || (conn.state == State::Up && full) {
             conn.ready = false;
             conn.held_back = true;
             return false;
@@ -330,14 +335,47 @@ impl Worker {
         self.lane.staging.close_run();
         drop(subscriptions);
         match outcome {
-            Ok(Flow::On) => {}
-            Ok(Flow::Bye(normal)) => self.end(slot, Ending::Goodbye(normal)),
-            Ok(Flow::Refused) => self.end(slot, Ending::Refused),
-            Ok(Flow::Join(owner)) => return self.join_owner(slot, owner),
+            Ok(flow) => self.follow(slot, flow),
             Err(end) => self.end(slot, Ending::Ours(end)),
         }
         if self.conns.get(slot as usize).is_some_and(|conn| conn.state == State::Up && conn.timer == 0) {
             self.set_timer(slot);
+        }
+    }
+
+    fn follow(&mut self, slot: u32, flow: Flow) {
+        match flow {
+            Flow::On => {}
+            Flow::Asked => self.set_timer(slot),
+            Flow::Bye(normal) => self.end(slot, Ending::Goodbye(normal)),
+            Flow::Refused => self.end(slot, Ending::Refused),
+            Flow::Join(owner) => self.join_owner(slot, owner),
+        }
+    }
+
+    /// Goes on with a CONNECT whose answer has come, and with what came behind it.
+    fn answered(&mut self, answer: Answer) {
+        let slot = answer.conn.slot;
+        let conn = self.conns.get_mut(slot as usize);
+        let Some(conn) = conn.filter(|conn| conn.generation == answer.conn.generation) else { return };
+        if conn.state != State::Asked {
+            return;
+        }
+        conn.state = State::Opened;
+        let flow = on_answer(&mut self.lane, conn, slot, answer);
+        if !matches!(flow, Flow::On) {
+            return self.follow(slot, flow);
+        }
+        let partial = std::mem::take(&mut conn.partial);
+        conn.held_back = false;
+        if !conn.ready {
+            conn.ready = true;
+            self.ready.push(slot);
+        }
+        self.set_timer(slot);
+        if !partial.is_empty() {
+            self.lane.received_at_us = now_us();
+            self.consume(slot, &partial);
         }
     }
 

@@ -1,5 +1,6 @@
 //! The gateway over real sockets, rule by rule. Time that matters is moved by hand.
 
+mod access;
 mod client;
 mod connecting;
 mod exactly_once;
