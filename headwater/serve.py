@@ -70,7 +70,9 @@ def _announce(pipeline: Pipeline, settings: Settings, http: str) -> None:
     insecure = {"mqtt": settings.mqtt.insecure, **{each.name: each.insecure for each in settings.listeners}}
     clients = {each.name: each.clients for each in settings.listeners}
     token = "with the administrator's token" if settings.admin_token else "open API, no token set"
-    sources = [name for name in ("certificates", "jwt", "password", "webhook") if getattr(settings.auth, name)]
+    sources = [
+        name for name in ("certificates", "jwt", "password", "webhook") if getattr(settings.auth, name)
+    ]
     for each in pipeline.gateway.listeners():
         name, transport, address = each["name"], each["transport"], each["address"]
         if sources:
