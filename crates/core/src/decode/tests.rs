@@ -530,6 +530,7 @@ fn oracle(payload: &[u8]) -> Result<Vec<Vec<Cell<'static>>>, &'static str> {
                     (Some(value), _) => Ok(Cell::Bigint(value)),
                     (_, Some(value)) if value.fract() != 0.0 => Err("type-conflict"),
                     (_, Some(value)) if value.abs() < 9e15 => Ok(Cell::Bigint(value as i64)),
+                    (_, Some(value)) if value.abs() < 1e19 => Err(INEXACT),
                     _ => Err("number-out-of-range"),
                 },
                 Some(_) => Err("type-conflict"),
@@ -554,8 +555,12 @@ fn oracle(payload: &[u8]) -> Result<Vec<Vec<Cell<'static>>>, &'static str> {
         .collect()
 }
 
+/// The oracle knows such an integer only as a double.
+const INEXACT: &str = "inexact";
+
 /// Ours against the oracle. Allowed differences, all stated in the module's documents:
 /// - nesting beyond 64 levels (serde_json: 127) is `too-deep`;
+/// - an integer with an exponent that a double does not hold exactly is exact for us;
 /// - half a surrogate pair, and a number beyond a double, matter to us only in declared fields;
 /// - of two errors of meaning either may be named.
 fn compare(payload: &[u8]) -> Result<(), TestCaseError> {
@@ -573,6 +578,7 @@ fn compare(payload: &[u8]) -> Result<(), TestCaseError> {
         payload.windows(2).any(|pair| pair[0].is_ascii_digit() && pair[1].eq_ignore_ascii_case(&b'e'));
     let lenient = exponent || shown.contains("\\ud") || shown.contains("\\uD");
     match (decode(&plan, payload), oracle(payload)) {
+        (_, Err(INEXACT)) => {}
         (Ok(decoded), Ok(rows)) => {
             prop_assert_eq!(decoded.rows(), rows.len());
             for (row, expected) in rows.iter().enumerate() {
