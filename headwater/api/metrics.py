@@ -65,8 +65,7 @@ class Metrics:
         for action in ("connect", "publish", "subscribe", "receive"):
             denied.add_metric([action], counters[f"denied_{action}"])
         yield denied
-        if self._parts.logins is not None:
-            yield from self._logins(self._parts.logins)
+        yield from self._logins(self._parts.logins)
         messages = CounterMetricFamily(
             "headwater_messages", "Messages by what became of them", labels=["outcome"]
         )
@@ -121,14 +120,16 @@ class Metrics:
         yield from (connections, accepted, refused, handshakes, failures)
 
     @staticmethod
-    def _logins(logins: LoginService) -> Iterator[Metric]:
+    def _logins(logins: LoginService | None) -> Iterator[Metric]:
         text = "Logins by the source that decided and its result"
         results = CounterMetricFamily("headwater_logins", text, labels=["source", "result"])
-        for (source, result), count in sorted(logins.results().items()):
+        counts = logins.results() if logins is not None else {}
+        for (source, result), count in sorted(counts.items()):
             results.add_metric([source, result], count)
         yield results
         text = "CONNECT packets that wait for an answer"
-        yield GaugeMetricFamily("headwater_logins_waiting", text, logins.waiting())
+        waiting = logins.waiting() if logins is not None else 0
+        yield GaugeMetricFamily("headwater_logins_waiting", text, waiting)
 
     def _log(self) -> Iterator[Metric]:
         stats = self._parts.log.native.stats()
