@@ -68,8 +68,9 @@ def sections_within() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def _optional_section(field: FieldInfo) -> type[BaseModel] | None:
-    for part in getattr(field.annotation, "__args__", ()):
-        if isinstance(part, type) and issubclass(part, BaseModel):
+    parts = getattr(field.annotation, "__args__", ())
+    for part in parts:
+        if type(None) in parts and isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
 
