@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headwater.errors import SqlError
@@ -165,6 +165,7 @@ def test_disguises_of_what_is_refused_are_refused(sql: str, data: st.DataObject)
 
 @given(st.text(alphabet=string.printable + "éß\0", max_size=80))
 @settings(max_examples=150, deadline=None)
+@example("CONNECT")
 def test_any_text_is_accepted_or_refused_and_nothing_else(text: str) -> None:
     for sql in (text, f"SELECT {text}", f"SELECT * FROM {text}"):
         position = None
