@@ -2,9 +2,10 @@
 //!
 //! The way of a message: [`worker`] reads bytes and finds packets, [`on_publish`] decodes a PUBLISH into the
 //! thread's [`turn`], the turn goes to the log at the end of the pass, and when the log has made it durable
-//! the worker writes the PUBACKs. Live subscribers get their copies through [`fanout`] at once.
+//! the worker writes the PUBACKs and PUBRECs. Live subscribers get their copies through [`fanout`] at once; what a
+//! client has beyond its connection is in [`session`] and [`outbound`], and [`joining`] gives it back.
 //!
-//! Invariants: a PUBACK of success leaves only after the log has said that its turn is durable; PUBACKs keep the
+//! Invariants: a PUBACK or PUBREC of success leaves only after the log has said that its turn is durable; PUBACKs keep the
 //! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound;
 //! locks, system calls and allocations belong to a pass, a connection or a turn, never to a message; a connection
 //! is written to once in a pass ([`pace`] says when passes begin).
