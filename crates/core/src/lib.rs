@@ -12,4 +12,5 @@ pub mod net;
 pub mod policy;
 pub mod rows;
 pub mod schema;
+mod short;
 pub mod window;

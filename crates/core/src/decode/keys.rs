@@ -2,6 +2,8 @@
 //!
 //! The tables are built once from the declaration, so no payload can make them slow.
 
+use crate::short;
+
 /// Keys of one object of the declaration, in declared order.
 #[derive(Debug)]
 pub(super) struct Keys {
@@ -70,7 +72,7 @@ impl Keys {
         if (u64::from_le_bytes(*head) ^ key.head) & key.mask != 0 {
             return None;
         }
-        (length <= 8 || rest.get(8..length)? == &key.quoted[8..]).then_some(length)
+        (length <= 8 || short::equal(rest.get(8..length)?, &key.quoted[8..])).then_some(length)
     }
 
     /// The index of `name`.
@@ -83,7 +85,7 @@ impl Keys {
                 return None;
             }
             let key = &self.quoted[index as usize];
-            if key.name() == name {
+            if short::equal(key.name(), name) {
                 return Some(index as usize);
             }
             slot = (slot + 1) & (self.table.len() - 1);
@@ -92,11 +94,11 @@ impl Keys {
 
     #[inline]
     fn slot(&self, name: &[u8]) -> usize {
-        let word = |bytes: &[u8]| bytes.iter().fold(0u64, |word, byte| word << 8 | *byte as u64);
-        let ends = match name.len() {
-            length @ 0..8 => word(name) ^ (length as u64) << 56,
-            length => word(&name[..8]) ^ word(&name[length - 8..]).rotate_left(23) ^ (length as u64) << 56,
+        let ends = match (name.first_chunk(), name.last_chunk()) {
+            (Some(first), Some(last)) => short::word(first) ^ short::word(last).rotate_left(23),
+            _ => short::words(name).fold(0, |ends, (_, word)| ends | word),
         };
+        let ends = ends ^ (name.len() as u64) << 56;
         (ends.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 }

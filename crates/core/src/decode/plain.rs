@@ -10,6 +10,7 @@ use super::plan::{Kind, Node, Slot, StreamPlan, Target};
 use super::spec::TimeUnit;
 use super::time;
 use crate::rows::{Words, text_word};
+use crate::short;
 
 /// Columns behind the captures that have a word. Ours.
 pub(super) const MAX_WORDS: usize = 64;
@@ -61,7 +62,7 @@ impl StreamPlan {
         if !self.plain || payload.first() != Some(&b'{') || payload.len() >= i32::MAX as usize {
             return false;
         }
-        if simdutf8::basic::from_utf8(payload).is_err() {
+        if short::text(payload).is_none() {
             return false;
         }
         into.words[0] = received_at_us as u64;

@@ -9,6 +9,7 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::varint::{Cursor, Malformed, put_varint};
+use crate::short;
 
 /// Longest key, in bytes. Ours; AWS thing names have at most 128.
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -127,7 +128,7 @@ impl Keys {
             }
             if slot.hash == hash && slot.length as usize == key.len() {
                 let start = slot.start as usize;
-                if &self.bytes[start..start + key.len()] == key {
+                if short::equal(&self.bytes[start..start + key.len()], key) {
                     return Some(slot.id);
                 }
             }

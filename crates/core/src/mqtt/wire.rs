@@ -1,6 +1,7 @@
 //! The data types of section 1.5: integers, variable byte integer, UTF-8 string, binary data.
 
 use super::reason::{PacketError, ReasonCode};
+use crate::short;
 
 /// The largest value of a variable byte integer (four bytes of seven bits).
 pub const VARIABLE_MAX: u32 = 268_435_455;
@@ -88,7 +89,7 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn string(&mut self) -> Result<&'a str, PacketError> {
         let text = self.text()?;
-        if text.as_bytes().contains(&0) {
+        if short::contains(text.as_bytes(), [0]) {
             return Err(NUL);
         }
         Ok(text)
@@ -98,9 +99,7 @@ impl<'a> Reader<'a> {
     #[inline]
     pub fn topic_name(&mut self) -> Result<&'a str, PacketError> {
         let text = self.text()?;
-        // One pass without early exit for all three characters: topics are short.
-        let bad = text.bytes().fold(false, |bad, byte| bad | (byte == 0) | (byte == b'+') | (byte == b'#'));
-        if !bad {
+        if !short::contains(text.as_bytes(), [0, b'+', b'#']) {
             Ok(text)
         } else if text.as_bytes().contains(&0) {
             Err(NUL)
@@ -112,7 +111,7 @@ impl<'a> Reader<'a> {
     #[inline]
     fn text(&mut self) -> Result<&'a str, PacketError> {
         let bytes = self.binary()?;
-        std::str::from_utf8(bytes).map_err(|_| PacketError::malformed("a string is not valid UTF-8"))
+        short::text(bytes).ok_or(PacketError::malformed("a string is not valid UTF-8"))
     }
 }
 

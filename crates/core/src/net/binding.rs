@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
+use super::levels::{KEPT, Levels};
 use crate::decode::{Decoded, FieldSpec, StreamPlan, StreamSpec};
 use crate::log::{InferredField, Log, LogError};
 use crate::mqtt::Trie;
 use crate::mqtt::topic::{self, StreamTopic};
 use crate::schema::{Column, ColumnType, DEAD_LETTERS, DOWNLINK, RAW, Schema, SchemaId, SchemaRef, StreamId};
+use crate::short;
 
 /// A stream that the gateway fills.
 #[derive(Clone, Debug)]
@@ -22,9 +24,8 @@ pub struct StreamBinding {
 /// Captured levels of one topic at most.
 pub(super) const MAX_CAPTURES: usize = 16;
 
-/// Most streams whose filters are compared one by one, and most levels of such a filter.
+/// Most streams whose filters are compared one by one.
 const MAX_FEW: usize = 4;
-const MAX_PLAIN_LEVELS: usize = 16;
 
 /// A level of such a filter; `None`: `+`.
 type Level = Option<Box<[u8]>>;
@@ -176,33 +177,19 @@ impl Bindings {
     }
 
     #[inline]
-    pub fn streams_of(&self, topic: &str, into: &mut Vec<u16>) {
+    pub fn streams_of(&self, topic: &str, levels: &Levels<'_>, into: &mut Vec<u16>) {
         into.clear();
         let Some(few) = &self.few else {
             self.topics.matches(topic, |index| into.push(*index));
             return;
         };
-        let mut levels: [&[u8]; MAX_PLAIN_LEVELS] = [&[]; MAX_PLAIN_LEVELS];
-        let mut count = 0;
-        let mut begin = 0;
-        let bytes = topic.as_bytes();
-        for (at, byte) in bytes.iter().enumerate() {
-            if *byte == b'/' {
-                let Some(level) = levels.get_mut(count) else { return };
-                *level = &bytes[begin..at];
-                (count, begin) = (count + 1, at + 1);
-            }
-        }
-        let Some(level) = levels.get_mut(count) else { return };
-        *level = &bytes[begin..];
-        let levels = &levels[..=count];
         // Section 4.7.2: a wildcard in the first place does not reach topics of the server.
         let hidden = topic.starts_with('$');
         for (index, filter) in few.iter().enumerate() {
-            let fits = filter.len() == levels.len()
+            let fits = Some(filter.len()) == levels.count()
                 && !(hidden && filter[0].is_none())
-                && filter.iter().zip(levels).all(|(wanted, level)| {
-                    wanted.as_ref().is_none_or(|wanted| wanted.len() == level.len() && **wanted == **level)
+                && filter.iter().enumerate().all(|(at, wanted)| {
+                    wanted.as_ref().is_none_or(|wanted| short::equal(wanted, levels.get(at)))
                 });
             if fits {
                 into.push(index as u16);
@@ -219,26 +206,16 @@ impl Bindings {
 /// The levels of a filter that can be compared with a topic level by level.
 fn plain_levels(filter: &str) -> Option<Box<[Level]>> {
     let levels: Vec<&str> = filter.split('/').collect();
-    let plain = levels.len() <= MAX_PLAIN_LEVELS && !levels.contains(&"#");
+    let plain = levels.len() <= KEPT && !levels.contains(&"#");
     plain.then(|| levels.iter().map(|level| (*level != "+").then(|| level.as_bytes().into())).collect())
 }
 
-/// The levels of `topic` at the positions `wanted` (ascending), as far as there are any.
+/// The levels at the positions `wanted`.
 #[inline]
-pub(super) fn capture<'a>(topic: &'a str, wanted: &[usize]) -> [&'a [u8]; MAX_CAPTURES] {
+pub(super) fn capture<'a>(levels: &Levels<'a>, wanted: &[usize]) -> [&'a [u8]; MAX_CAPTURES] {
     let mut captured: [&[u8]; MAX_CAPTURES] = [&[]; MAX_CAPTURES];
-    let mut rest = topic.as_bytes();
-    let mut next = 0;
-    for level in 0.. {
-        let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
-        if wanted.get(next) == Some(&level) {
-            captured[next] = &rest[..end];
-            next += 1;
-        }
-        if next == wanted.len() || end == rest.len() {
-            break;
-        }
-        rest = &rest[end + 1..];
+    for (place, at) in captured.iter_mut().zip(wanted) {
+        *place = levels.get(*at);
     }
     captured
 }
@@ -327,7 +304,7 @@ mod tests {
             topic in "(a|b|\\$x)(/(a|b|c|)){0,4}",
         ) {
             let mut found = Vec::new();
-            bindings(&filters).streams_of(&topic, &mut found);
+            bindings(&filters).streams_of(&topic, &Levels::new(&topic), &mut found);
             found.sort_unstable();
             let wanted: Vec<u16> = (0..filters.len() as u16)
                 .filter(|at| topic::matches(&filters[usize::from(*at)], &topic))
@@ -338,10 +315,10 @@ mod tests {
 
     #[test]
     fn captures_take_their_levels() {
-        let captured = capture("dt/demo/d1/telemetry", &[1, 2]);
+        let captured = capture(&Levels::new("dt/demo/d1/telemetry"), &[1, 2]);
         assert_eq!(captured[..3], [&b"demo"[..], b"d1", b""]);
-        assert_eq!(capture("dt//d1", &[1, 2])[..2], [&b""[..], b"d1"]);
-        assert_eq!(capture("dt", &[0])[0], b"dt");
-        assert_eq!(capture("dt/x", &[])[0], b"");
+        assert_eq!(capture(&Levels::new("dt//d1"), &[1, 2])[..2], [&b""[..], b"d1"]);
+        assert_eq!(capture(&Levels::new("dt"), &[0])[0], b"dt");
+        assert_eq!(capture(&Levels::new("dt/x"), &[])[0], b"");
     }
 }

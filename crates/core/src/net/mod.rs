@@ -26,6 +26,7 @@ mod handshake;
 mod inbox;
 mod joining;
 mod lane;
+mod levels;
 mod listener;
 mod logins;
 mod message;

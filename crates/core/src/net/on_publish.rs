@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::events::EventKind;
 use super::fanout::Reading;
 use super::lane::{End, Lane, Shared};
+use super::levels::Levels;
 use super::message::{Message, Outgoing};
 use super::options::GatewayOptions;
 use super::pressure::Level;
@@ -132,11 +133,12 @@ fn accept(
     let mut code = ReasonCode::Success;
     let clearing = publish.retain && publish.payload.is_empty();
     let mut failed = None;
-    shared.bindings.streams_of(publish.topic, streams);
+    let levels = Levels::new(publish.topic);
+    shared.bindings.streams_of(publish.topic, &levels, streams);
     if !clearing {
         'streams: for &index in streams.iter() {
             let Some(binding) = shared.bindings.streams.get(usize::from(index)) else { continue };
-            let captured = capture(publish.topic, &binding.captures);
+            let captured = capture(&levels, &binding.captures);
             let captures = &captured[..binding.captures.len()];
             let own = held.get_mut(usize::from(index));
             let mut version = binding.newest(own);

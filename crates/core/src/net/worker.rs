@@ -144,10 +144,14 @@ impl Worker {
         }
         let polled = match rest {
             Rest::Mail if self.lane.flights.is_empty() => self.poll.poll(events, Some(timeout)),
-            Rest::Mail => {
-                inbox.wait(NAP);
-                self.poll.poll(events, Some(Duration::ZERO))
-            }
+            Rest::Mail => match self.poll.poll(events, Some(Duration::ZERO)) {
+                // What is there is read while the log writes: its answer and the next turn are ready together.
+                Ok(()) if events.is_empty() => {
+                    inbox.wait(NAP);
+                    self.poll.poll(events, Some(Duration::ZERO))
+                }
+                polled => polled,
+            },
             Rest::Sleep(pause, tick) => {
                 inbox.sleep(pause, tick);
                 self.poll.poll(events, Some(Duration::ZERO))
