@@ -15,18 +15,24 @@ use super::clock::TICK_MS;
 use super::events::EventKind;
 use super::inbox::Mail;
 use super::lane::Shared;
+use super::limits::Limit;
 use super::listener::Listener;
+use super::rate::Bucket;
 use super::reload::reload_changed;
 use super::transport::Transport;
 use crate::mqtt::ReasonCode;
 
 /// How often certificates are looked at.
 const WATCH: Duration = Duration::from_secs(1);
+/// It is said at most once in this many ticks that connections wait to be accepted.
+const TOLD_TICKS: u32 = 100;
 
 pub(super) struct Acceptor {
     poll: Poll,
     /// In the order of `shared.listeners`.
     sockets: Vec<TcpListener>,
+    /// What each may still accept, and the tick at which it was said that others wait.
+    buckets: Vec<(Bucket, Option<u32>)>,
     shared: Arc<Shared>,
 }
 
@@ -36,7 +42,10 @@ impl Acceptor {
         for (at, socket) in sockets.iter_mut().enumerate() {
             poll.registry().register(socket, Token(at), Interest::READABLE)?;
         }
-        Ok(Acceptor { poll, sockets, shared })
+        let tick = shared.options.clock.tick();
+        let full = |listener: &Arc<Listener>| Bucket::full(listener.options.limits.connect_rate, tick);
+        let buckets = shared.listeners.iter().map(|listener| (full(listener), None)).collect();
+        Ok(Acceptor { poll, sockets, buckets, shared })
     }
 
     pub fn run(mut self) {
@@ -56,15 +65,36 @@ impl Acceptor {
     }
 
     /// Accepts what waits. When that fails it gives the time after which to try again.
-    fn accept_all(&self) -> Option<Duration> {
-        let listeners = self.sockets.iter().zip(&self.shared.listeners);
-        listeners.filter_map(|(socket, listener)| self.accept(socket, listener)).min()
+    fn accept_all(&mut self) -> Option<Duration> {
+        let mut buckets = std::mem::take(&mut self.buckets);
+        let listeners = self.sockets.iter().zip(&self.shared.listeners).zip(&mut buckets);
+        let retry =
+            listeners.filter_map(|((socket, listener), bucket)| self.accept(socket, listener, bucket)).min();
+        self.buckets = buckets;
+        retry
     }
 
-    fn accept(&self, socket: &TcpListener, listener: &Arc<Listener>) -> Option<Duration> {
+    fn accept(
+        &self,
+        socket: &TcpListener,
+        listener: &Arc<Listener>,
+        (bucket, told): &mut (Bucket, Option<u32>),
+    ) -> Option<Duration> {
+        let rate = listener.options.limits.connect_rate;
+        let tick = self.shared.options.clock.tick();
+        bucket.refill(rate, tick);
         loop {
+            if rate > 0 && bucket.is_empty() {
+                listener.limited(Limit::MaxConnectRate);
+                if told.is_none_or(|told| tick.saturating_sub(told) >= TOLD_TICKS) {
+                    *told = Some(tick);
+                    self.tell_waiting(listener, rate);
+                }
+                return Some(Duration::from_millis(TICK_MS));
+            }
             match socket.accept() {
                 Ok((socket, _)) => {
+                    bucket.take(1);
                     let _ = socket.set_nodelay(true);
                     let sockets = |thread: usize| {
                         self.shared
@@ -101,8 +131,17 @@ impl Acceptor {
         }
     }
 
+    fn tell_waiting(&self, listener: &Listener, rate: u32) {
+        let name = &listener.options.name;
+        let detail = format!(
+            "max_connect_rate: listener {name} accepts {rate} connections a second; more wait in the kernel's queue"
+        );
+        self.shared.events.add(EventKind::LimitReached, "", ReasonCode::ConnectionRateExceeded, detail);
+    }
+
     fn refuse(&self, listener: &Listener) {
         listener.refused();
+        listener.limited(Limit::MaxConnections);
         if let Some(shown) = self.shared.accepting() {
             shown.lock().counters.over_max_connections += 1;
         }
