@@ -27,11 +27,13 @@ from benches.rows import (
     connections,
     flat_out,
     formats,
+    gateway,
     latency,
     linearity,
     one_per_write,
     pressure,
     restart,
+    storm,
     whole_pipeline,
 )
 from benches.table import Row, say, show
@@ -48,6 +50,8 @@ ROWS = {
     "7": linearity.run,
     "8": connections.run,
     "9": pressure.run,
+    "10": storm.run,
+    "11": gateway.run,
 }
 
 

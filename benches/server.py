@@ -51,6 +51,8 @@ class Server:
         self.errors = scratch / "headwater.stderr"
         self.http = httpx.Client(timeout=600)
         self.process: subprocess.Popen[bytes] | None = None
+        #: What `run.json` says.
+        self.addresses: dict[str, Any] = {}
         self.started_in_s = 0.0
 
     def start(self) -> Self:
@@ -76,6 +78,7 @@ class Server:
                 tail = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise SystemExit(f"bench: headwater does not start: {tail}")
             time.sleep(0.005)
+        self.addresses = addresses
         self.port = int(addresses["mqtt"].rpartition(":")[2])
         socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
         self.started_in_s = time.monotonic() - begin

@@ -163,7 +163,8 @@ class Gateway:
 
         options: `host`, `port` and the limits of the `mqtt` section; `listeners`, each with `name`, `transport`,
                  `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
-                 `proxy_protocol`, `max_connections`
+                 `proxy_protocol`, `max_connections`, `limits`; `limits`: `connect_rate`, `message_rate`, `byte_rate`,
+                 `flapping_connects`, `max_takeovers`, 0 for none
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
                  `fields` [(name, type, path)], `infer` (further fields come from the messages),
                  `protobuf` (a FileDescriptorSet and a message's full name, or None)
@@ -176,7 +177,8 @@ class Gateway:
 
     def listeners(self) -> list[dict[str, Any]]:
         """Each listener, the plain one first: `name`, `transport`, `address`; `connections` now; `accepted`,
-        `refused`, `handshakes`, `resumed` and `failures` by reason since the start."""
+        `refused`, `handshakes`, `resumed`, `failures` by reason, `limits` reached by setting, `refusals` and `endings`
+        by reason code since the start."""
 
     def reload(self) -> list[tuple[str, str | None]]:
         """Reads the files of every TLS listener anew: name, and what was wrong with them or None."""
@@ -193,11 +195,44 @@ class Gateway:
     def connected(self, client_id: str) -> bool:
         """Whether a client of this id is connected."""
 
+    def clients(
+        self, search: str, connected: bool | None, after: int, limit: int
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Clients whose id begins with `search` or matches it (`*`, `?`), and `after` of the next page: `client`,
+        `connected`, `connected_at_ms`, `address`, `listener`, `protocol`, `user`, `tenant`.
+
+        raises: RuntimeError: an event loop does not answer
+        """
+
+    def client(self, client_id: str) -> dict[str, Any] | None:
+        """One client: as in `clients`, and `keep_alive_s`, `clean_start`, `session_expiry_s`, `will_topic`,
+        `certificate`, `receive_maximum`, `unacknowledged`, `in_flight`, `queued`, `queued_bytes`, `unsent_bytes`,
+        `held_back`, `subscription_count`, `subscriptions` (`filter`, `qos`, `shared`; 1,000 at most)."""
+
+    def last_close(self, client_id: str) -> tuple[int, str] | None:
+        """When (ms since the epoch) its last connection ended, and how: `client`, `lost` or a reason code's name."""
+
+    def kick(self, client_id: str, session: bool) -> str:
+        """Ends a connection with 0x98 and, if asked for, its session: `connection`, `session`, `away` or `unknown`."""
+
+    def trace(self, kind: str, text: str) -> Trace:
+        """Watches packets; kind: `client` (id) or `topic` (filter). raises: TraceError"""
+
     def events(self) -> list[dict[str, Any]]:
         """Events for the operator since the last call, oldest first, bounded: `at_us`, `kind`, `client`, `reason`,
         `detail`, `origin` (address, listener and certificate of a connection)."""
 
     def stop(self, drain_s: float) -> None: ...
+
+@final
+class Trace:
+    """Packets as they come and go, in a ring of 1,000; whoever is too slow loses the oldest."""
+
+    def take(self, timeout_s: float) -> tuple[list[dict[str, Any]], int]:
+        """Lines that have come, as soon as there is one, and how many were lost before them: `at_us`, `client`,
+        `direction` (`in`, `out`), `packet`, `bytes`, `detail`."""
+
+    def close(self) -> None: ...
 
 def decode(stream: dict[str, Any], payload: bytes, received_at_us: int) -> pa.RecordBatch:
     """Decodes one payload as the gateway would, for HTTP ingest.

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,7 @@ from headwater.errors import (
     RecordError,
     ShadowError,
     SqlError,
+    TraceError,
 )
 
 _ARROW = "application/vnd.apache.arrow.stream"
@@ -186,6 +187,44 @@ class Client:
     def why(self, client_id: str) -> dict[str, Any]:
         """Why messages of a client are not where they are expected: `answer` says it in sentences."""
         return self._json(f"/api/v1/clients/{quote(client_id, safe='/')}/why")
+
+    def clients(self, search: str = "", connected: bool | None = None) -> Iterator[dict[str, Any]]:
+        """Clients that are connected or have a session, in no particular order.
+
+        search: the beginning of the client id, or a pattern with `*` and `?`
+        """
+        params = {"search": search, "limit": "1000"}
+        if connected is not None:
+            params["connected"] = str(connected).lower()
+        while True:
+            page = self._json("/api/v1/clients", params)
+            yield from page["clients"]
+            if page["next"] is None:
+                return
+            params["after"] = str(page["next"])
+
+    def client(self, client_id: str) -> dict[str, Any]:
+        """What a client has, what waits for it and what went wrong with it. raises: NotFoundError"""
+        return self._json(f"/api/v1/clients/{quote(client_id, safe='/')}")
+
+    def kick(self, client_id: str, session: bool = False) -> str:
+        """Ends a client's connection, and its session if asked for: `connection` or `session`. raises: NotFoundError"""
+        params = {"session": str(session).lower()}
+        path = f"/api/v1/clients/{quote(client_id, safe='/')}"
+        return str(self._request("DELETE", path, params=params).json()["ended"])
+
+    def trace(self, **which: str) -> Iterator[dict[str, Any]]:
+        """Packets as they come, without end; which: `client` (id) or `topic` (filter). raises: TraceError"""
+        try:
+            with self._http.stream("GET", "/api/v1/trace", params=which, timeout=None) as response:
+                if not response.is_success:
+                    response.read()
+                    raise TraceError(response.json().get("detail", response.text))
+                for line in response.iter_lines():
+                    if line:
+                        yield json.loads(line)
+        except httpx.TransportError as error:
+            raise HeadwaterError(f"tracing at {self._http.base_url}: {error}") from error
 
     def listeners(self) -> list[dict[str, Any]]:
         """Listeners of devices: name, transport, address and counts."""

@@ -26,6 +26,8 @@ from headwater.declarations import (
 )
 from headwater.errors import ConfigError
 from headwater.listeners import (
+    CONNECT_RATE,
+    SECTIONS,
     ListenerSection,
     ListenerSettings,
     MqttsSettings,
@@ -48,11 +50,46 @@ class MqttSettings(ListenerSection):
     port: int = Field(1883, ge=0, le=65535, description="TCP port; 0 picks a free one.")
     insecure: bool = Field(
         False,
-        description="Allows a non-loopback listener without TLS and authentication: anyone may publish.",
+        description="Allows a listener beyond loopback that lacks TLS or authentication.",
     )
     threads: int = Field(0, ge=0, le=64, description="Event-loop threads; 0: one per core.")
     max_connections: int = Field(
-        1_000_000, gt=0, description="Connections at a time; more are refused with 0x97."
+        1_000_000, gt=0, description="Connections at a time; more are closed as soon as they come."
+    )
+    max_connect_rate: int | None = CONNECT_RATE
+    max_message_rate: int | None = Field(
+        None,
+        ge=0,
+        le=10_000_000,
+        description="PUBLISH packets a second of one client; beyond it the client is read no faster. 0: no bound; "
+        "absent: 10000, on loopback no bound.",
+    )
+    max_byte_rate: int | None = Field(
+        None,
+        ge=0,
+        le=1 << 31,
+        description="The same in bytes. 0: no bound; absent: 16777216, on loopback no bound.",
+    )
+    flapping_connects: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="CONNECTs of one client id from one address within `flapping_window`; further ones are refused "
+        "with 0x9F (3.1.1: 3) for `flapping_ban`. 0: no bound; absent: 60, on loopback no bound.",
+    )
+    max_takeovers: int | None = Field(
+        None,
+        ge=0,
+        le=1_000_000,
+        description="How often connections may take one client id from each other within `flapping_window`; then the "
+        "one that is connected stays, others get 0x9F (3.1.1: 3) for `flapping_ban`. 0: no bound; absent: 10, on "
+        "loopback no bound.",
+    )
+    flapping_window: DurationUs = Field(
+        60_000_000, ge=1_000_000, le=86_400_000_000, description="Time within which both are counted."
+    )
+    flapping_ban: DurationUs = Field(
+        300_000_000, ge=1_000_000, le=86_400_000_000, description="How long a client is refused then."
     )
     max_keep_alive_s: int = Field(65535, ge=1, le=65535, description="Longest keep alive granted, seconds.")
     first_packet_timeout_s: int = Field(
@@ -97,6 +134,9 @@ class MqttSettings(ListenerSection):
     )
     max_subscriptions: int = Field(1000, gt=0, description="Subscriptions of one client; more get 0x97.")
     max_topic_levels: int = Field(32, gt=0, le=128, description="Levels of a topic; deeper ones are invalid.")
+    max_topic_bytes: int = Field(
+        65_535, gt=0, le=65_535, description="Length of a topic or filter, bytes; longer ones are invalid."
+    )
     max_inflight_bytes: int = Field(
         64 << 20,
         ge=2 << 20,
@@ -105,6 +145,9 @@ class MqttSettings(ListenerSection):
     shed_after: DurationUs = Field(
         5_000_000,
         description="QoS 0 messages are dropped and counted when sockets stayed unread for so long; 0s: never.",
+    )
+    sys_interval: DurationUs = Field(
+        10_000_000, description="How often the topics below `$SYS` are published; 0s: never."
     )
     listeners: list[ListenerSettings] = Field(
         default_factory=list, description="Further listeners, as tables `[[mqtt.listeners]]`."
@@ -356,20 +399,27 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _secure_by_default(self) -> Self:
-        exposed = [("mqtt", self.mqtt.host, self.mqtt.insecure), ("ws", self.ws.host, self.ws.insecure)]
-        exposed += [
-            (f"mqtt.listeners.{each.name}", each.host, each.insecure)
-            for each in self.mqtt.listeners
-            if not each.has_tls
-        ]
-        if self.admin_token is None:
-            exposed.append(("http", self.http.host, self.http.insecure))
-        for section, host, insecure in exposed:
-            if not is_loopback(host) and not insecure:
-                raise ValueError(
-                    f"{section}.host = {host!r} is reachable from outside without TLS and authentication; "
-                    f"use 127.0.0.1, or write {section}.insecure = true to accept it"
-                )
+        exposed = [("mqtt", self.mqtt.host, self.mqtt.insecure, False, self.auth.configured)]
+        for each in self.listeners:
+            section = each.name if each.name in SECTIONS else f"mqtt.listeners.{each.name}"
+            known = self.auth.configured or each.clients == "required"
+            exposed.append((section, each.host, each.insecure, each.has_tls, known))
+        for section, host, insecure, tls, known in exposed:
+            if is_loopback(host) or insecure or (tls and known):
+                continue
+            missing = " and ".join(
+                ["TLS"] * (not tls)
+                + ["authentication (client certificates, or a source in [auth])"] * (not known)
+            )
+            raise ValueError(
+                f"{section}.host = {host!r} is reachable from outside without {missing}; add what is missing, use "
+                f"127.0.0.1, or write {section}.insecure = true to accept it"
+            )
+        if self.admin_token is None and not is_loopback(self.http.host) and not self.http.insecure:
+            raise ValueError(
+                f"http.host = {self.http.host!r} is reachable from outside without TLS and authentication; "
+                "use 127.0.0.1, or write http.insecure = true to accept it"
+            )
         return self
 
 

@@ -13,6 +13,7 @@
     ├── RecordError          a record does not fit its stream: names field and value
     ├── StoreError           the table store
     ├── NotFoundError        a stream, alarm, dead letter or shadow that does not exist
+    ├── TraceError           a trace that cannot begin: no filter, or too many run
     ├── AlarmStateError      an action that an alarm's state does not allow
     └── ShadowError          a refused shadow request, with the AWS error code
 
@@ -79,6 +80,10 @@ class StoreError(HeadwaterError):
 
 class NotFoundError(HeadwaterError):
     """What was asked for does not exist."""
+
+
+class TraceError(HeadwaterError):
+    """A trace that cannot begin."""
 
 
 class AlarmStateError(HeadwaterError):

@@ -10,13 +10,25 @@ from pydantic import Field, field_validator, model_validator
 
 from headwater.declarations import Section
 
+#: Listeners that have a section of their own.
+SECTIONS: Final = frozenset({"mqtts", "ws", "wss"})
 #: Names that `run.json` uses for something else.
-_TAKEN: Final = frozenset({"mqtt", "mqtts", "ws", "wss", "coap", "coaps", "http", "pid"})
+_TAKEN: Final = SECTIONS | {"mqtt", "coap", "coaps", "http", "pid"}
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 #: What MQTT goes over.
 Transport = Literal["tcp", "tls", "ws", "wss"]
+
+
+#: Of the setting `max_connect_rate`, which each listener has.
+CONNECT_RATE: Final = Field(
+    None,
+    ge=0,
+    le=1_000_000,
+    description="Connections accepted a second; more wait in the kernel's queue. 0: no bound; absent: 1000, on "
+    "loopback no bound.",
+)
 
 
 class ListenerSection(Section):
@@ -43,6 +55,7 @@ class _Address(ListenerSection):
     max_connections: int | None = Field(
         None, gt=0, description="Connections of this listener at a time; `mqtt.max_connections` bounds all."
     )
+    max_connect_rate: int | None = CONNECT_RATE
 
 
 class _Tls(Section):
@@ -89,11 +102,11 @@ class _Web(Section):
 class _Open(Section):
     insecure: bool = Field(
         False,
-        description="Allows a non-loopback listener without TLS and authentication: anyone may publish.",
+        description="Allows a listener beyond loopback that lacks TLS or authentication.",
     )
 
 
-class MqttsSettings(_Tls, _Address):
+class MqttsSettings(_Tls, _Open, _Address):
     """MQTT over TLS."""
 
 
@@ -101,7 +114,7 @@ class WsSettings(_Web, _Open, _Address):
     """MQTT over WebSocket, at the path `/mqtt`."""
 
 
-class WssSettings(_Web, _Tls, _Address):
+class WssSettings(_Web, _Tls, _Open, _Address):
     """MQTT over secure WebSocket, at the path `/mqtt`."""
 
 

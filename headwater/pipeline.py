@@ -28,6 +28,7 @@ from headwater.errors import DataDirectoryError
 from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
 from headwater.gateway.logins import login_service, waiting_logins
+from headwater.gateway.logpace import LogPace
 from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA
@@ -182,8 +183,9 @@ class Pipeline:
         threading.Thread(target=self.gateway.reload, name="reload", daemon=True).start()
 
     def _report_events(self) -> None:
+        pace = LogPace()
         while not self._stopping.wait(0.5):
-            for event in self.troubles.take():
+            for event in pace.pick(self.troubles.take()):
                 logger.info("gateway", **event)
 
 

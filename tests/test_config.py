@@ -94,10 +94,50 @@ def test_two_listeners_have_two_names(tmp_path: Path) -> None:
     assert "two listeners have the name 'x'" in refusal(tmp_path, one + one)
 
 
-def test_a_websocket_open_to_all_must_say_so(tmp_path: Path) -> None:
-    assert "ws.insecure = true" in refusal(tmp_path, "", "ws.port=0.0.0.0:0")
-    assert load(tmp_path, "", "ws.port=0.0.0.0:0", "ws.insecure=true").ws.port == 0
-    assert load(tmp_path, "", "wss.port=0.0.0.0:0").wss.host == "0.0.0.0"
+_USERS = '[auth.password]\nfile = "users.json"\n'
+_FURTHER = '[[mqtt.listeners]]\nname = "x"\nhost = "0.0.0.0"\nport = 0\ntransport = '
+
+
+@pytest.mark.parametrize(
+    ("settings", "section", "missing"),
+    [
+        ("[mqtt]\nhost = '0.0.0.0'\n", "mqtt", "without TLS and authentication"),
+        (_USERS + "[mqtt]\nhost = '0.0.0.0'\n", "mqtt", "without TLS;"),
+        ("[ws]\nport = '0.0.0.0:0'\n", "ws", "without TLS and authentication"),
+        ("[mqtts]\nport = '0.0.0.0:0'\n", "mqtts", "without authentication"),
+        ("[mqtts]\nport = '[::]:0'\n", "mqtts", "without authentication"),
+        ("[wss]\nport = '192.0.2.1:0'\n", "wss", "without authentication"),
+        ("[mqtts]\nport = '0.0.0.0:0'\nclient_certificate = 'optional'\n", "mqtts", "without authentication"),
+        (_FURTHER + "'tls'\n", "mqtt.listeners.x", "without authentication"),
+        (_FURTHER + "'tcp'\n", "mqtt.listeners.x", "without TLS and authentication"),
+        (_FURTHER + "'ws'\n" + _USERS, "mqtt.listeners.x", "without TLS;"),
+    ],
+)
+def test_a_listener_beyond_loopback_has_tls_and_authentication(
+    tmp_path: Path, settings: str, section: str, missing: str
+) -> None:
+    said = refusal(tmp_path, settings)
+    assert f"{section}.host" in said
+    assert missing in said
+    assert f"{section}.insecure = true" in said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "[mqtt]\nhost = '0.0.0.0'\ninsecure = true\n",
+        "[ws]\nport = '0.0.0.0:0'\ninsecure = true\n",
+        "[mqtts]\nport = '0.0.0.0:0'\ninsecure = true\n",
+        "[wss]\nport = '0.0.0.0:0'\ninsecure = true\n",
+        "[mqtts]\nport = '0.0.0.0:0'\nclient_certificate = 'required'\n",
+        "[mqtts]\nport = '0.0.0.0:0'\nclient_ca = 'ca.pem'\n",
+        _USERS + "[mqtts]\nport = '0.0.0.0:0'\n[wss]\nport = '0.0.0.0:0'\n",
+        "[mqtts]\nport = 0\n[ws]\nport = 0\n[wss]\nport = '127.0.0.2:0'\n",
+        _FURTHER + "'tls'\nclient_ca = 'ca.pem'\n",
+    ],
+)
+def test_a_listener_that_is_safe_or_says_that_it_is_not_may_start(tmp_path: Path, settings: str) -> None:
+    load(tmp_path, settings)
 
 
 def test_stream_declaration(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from headwater.api import (
     query,
     streams,
     things,
+    trace,
 )
 from headwater.api.parts import Parts
 
@@ -41,6 +42,7 @@ def create_app(parts: Parts) -> FastAPI:
         streams,
         deadletters,
         clients,
+        trace,
         listeners,
         alarms,
         notifications,

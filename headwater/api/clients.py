@@ -1,13 +1,15 @@
-"""One client over HTTP: why its messages are not where they are expected."""
+"""Clients over HTTP: who is connected, what waits for one, why its messages are not where they are expected."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import datetime as dt
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
 from headwater.api.parts import Parts
+from headwater.errors import NotFoundError
 from headwater.gateway.letters import Filter
 
 #: What helps, by reason of the dead letter; other reasons are about a format: see `_WRONG_FORMAT`.
@@ -48,7 +50,70 @@ def router(parts: Parts) -> APIRouter:
         """
         return await run_in_threadpool(explain, parts, client)
 
+    @routes.get("/api/v1/clients", summary="Clients that are connected or have a session")
+    async def clients(
+        search: str = "",
+        connected: bool | None = None,
+        after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """`clients` in no particular order and `next`, the `after` of the next page, null on the last one.
+
+        `search` is the beginning of the client id, or a pattern with `*` and `?`. Who comes or goes between two pages
+        may be missing or be there twice.
+        """
+        found, following = await run_in_threadpool(parts.gateway.clients, search, connected, after, limit)
+        return {"clients": [_timed(each) for each in found], "next": following}
+
+    @routes.get("/api/v1/clients/{client:path}", summary="One client")
+    async def detail(client: str) -> dict[str, Any]:
+        """Its connection, session, subscriptions and what waits for it; `last_close`, how its last connection ended,
+        and `events`, its last troubles, newest first."""
+        return await run_in_threadpool(describe, parts, client)
+
+    @routes.delete("/api/v1/clients/{client:path}", summary="End a client's connection")
+    async def kick(client: str, session: bool = False) -> dict[str, str]:
+        """Ends the connection with 0x98 (MQTT 3.1.1: closes it); its will is published. `session`: ends its session
+        too, also when it is away. `ended` tells which it was."""
+        ended = await run_in_threadpool(parts.gateway.kick, client, session)
+        if ended == "unknown":
+            raise NotFoundError(f"client {client!r}: it is not connected and has no session")
+        if ended == "away":
+            raise NotFoundError(
+                f"client {client!r}: it is not connected; session=true ends the session that waits for it"
+            )
+        return {"client": client, "ended": ended}
+
     return routes
+
+
+def describe(parts: Parts, client: str) -> dict[str, Any]:
+    """See the route. raises: NotFoundError"""
+    found, close, events = (
+        parts.gateway.client(client),
+        parts.gateway.last_close(client),
+        parts.troubles.of(client),
+    )
+    if found is None and close is None and not events:
+        raise NotFoundError(
+            f"client {client!r}: it is not connected, has no session, and nothing is known of it"
+        )
+    known = _timed(found) if found is not None else {"client": client, "connected": False}
+    last = None if close is None else {"at": _iso(close[0]), "reason": close[1]}
+    return {**known, "last_close": last, "events": events}
+
+
+def _timed(client: dict[str, Any]) -> dict[str, Any]:
+    return {
+        ("connected_at" if key == "connected_at_ms" else key): (
+            _iso(value) if key == "connected_at_ms" else value
+        )
+        for key, value in client.items()
+    }
+
+
+def _iso(at_ms: int) -> str:
+    return dt.datetime.fromtimestamp(at_ms / 1000, dt.UTC).isoformat(timespec="milliseconds")
 
 
 def explain(parts: Parts, client: str) -> dict[str, Any]:

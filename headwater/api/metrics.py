@@ -25,6 +25,7 @@ GATEWAY_COUNTERS = {
     "delivered": "Messages delivered to subscribers",
     "dropped_deliveries": "Messages not delivered because a subscriber was too slow",
     "connections_total": "Connections accepted since the start",
+    "lifecycle_dropped": "Lifecycle events that were not sent, because a pass had too many",
     "sessions_not_kept": "Clients whose session is not kept, because max_sessions are",
     "bytes_in": "Bytes received",
     "bytes_out": "Bytes sent",
@@ -107,8 +108,22 @@ class Metrics:
             "Connections that did not come as far as MQTT",
             labels=["listener", "reason"],
         )
+        limits = CounterMetricFamily(
+            "headwater_listener_limits", "Limits that were reached", labels=["listener", "limit"]
+        )
+        refusals = CounterMetricFamily(
+            "headwater_listener_refused_connections", "CONNECT packets refused", labels=["listener", "reason"]
+        )
+        endings = CounterMetricFamily(
+            "headwater_listener_ended_connections",
+            "Connections that the gateway ended",
+            labels=["listener", "reason"],
+        )
         for each in self._parts.gateway.listeners():
             name = each["name"]
+            for family, counts in ((limits, "limits"), (refusals, "refusals"), (endings, "endings")):
+                for kind, count in each[counts].items():
+                    family.add_metric([name, kind], count)
             connections.add_metric([name], each["connections"])
             accepted.add_metric([name], each["accepted"])
             refused.add_metric([name], each["refused"])
@@ -117,7 +132,7 @@ class Metrics:
                 handshakes.add_metric([name, "false"], each["handshakes"] - each["resumed"])
             for reason, count in each["failures"].items():
                 failures.add_metric([name, reason], count)
-        yield from (connections, accepted, refused, handshakes, failures)
+        yield from (connections, accepted, refused, handshakes, failures, limits, refusals, endings)
 
     @staticmethod
     def _logins(logins: LoginService | None) -> Iterator[Metric]:

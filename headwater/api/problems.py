@@ -18,12 +18,14 @@ from headwater.errors import (
     RecordError,
     ShadowError,
     SqlError,
+    TraceError,
 )
 
 #: Status of each exception; anything else of ours is 500.
 STATUS: dict[type[HeadwaterError], int] = {
     SqlError: 400,
     RecordError: 400,
+    TraceError: 400,
     NotFoundError: 404,
     AlarmStateError: 409,
     QueryLimitError: 422,

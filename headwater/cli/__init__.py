@@ -14,6 +14,7 @@ import headwater
 from headwater import messages, reference
 from headwater.cli.alarms import alarms_app, silences_app
 from headwater.cli.bench import bench_app
+from headwater.cli.clients import clients_app, trace
 from headwater.cli.deadletters import deadletters_app
 from headwater.cli.face import (
     ConfigOption,
@@ -50,6 +51,8 @@ app.add_typer(listeners_app, name="listeners")
 app.add_typer(streams_app, name="streams")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(ca_app, name="ca")
+app.add_typer(clients_app, name="clients")
+app.command()(trace)
 app.command()(passwd)
 
 

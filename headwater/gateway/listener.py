@@ -6,7 +6,7 @@ import datetime as dt
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -14,12 +14,25 @@ from headwater import _native
 from headwater.config import MqttSettings
 from headwater.declarations import StreamSettings
 from headwater.gateway.certificates import own_files
+from headwater.gateway.limits import limits
 from headwater.listeners import ListenerSettings
 from headwater.log.embedded import EmbeddedLog, InferredField
 from headwater.records import Schema
 
+#: Settings that become limits of each listener.
+_OF_LISTENERS = (
+    "max_connect_rate",
+    "max_message_rate",
+    "max_byte_rate",
+    "flapping_connects",
+    "max_takeovers",
+)
 #: Topics whose messages are also logged raw, because a service of ours answers them.
 RAW_FILTERS = ("$aws/things/+/shadow/#",)
+
+
+#: Packets as they come and go: `take(timeout_s)` gives lines and how many were lost; `close()` ends it.
+Trace = _native.Trace
 
 
 class Gateway:
@@ -42,8 +55,15 @@ class Gateway:
         streams: Mapping[str, tuple[StreamSettings, Schema]],
         logins: _native.Logins | None = None,
     ) -> None:
-        options = settings.model_dump(exclude={"insecure", "listeners"})
-        options["listeners"] = [_native_listener(each, directory) for each in listeners]
+        options = settings.model_dump(exclude={"insecure", "listeners", *_OF_LISTENERS})
+        options["limits"] = limits(settings, settings.host, settings.max_connect_rate)
+        options["listeners"] = [
+            {
+                **_native_listener(each, directory),
+                "limits": limits(settings, each.host, each.max_connect_rate),
+            }
+            for each in listeners
+        ]
         options["threads"] = settings.threads or os.cpu_count() or 1
         options["raw_filters"] = list(RAW_FILTERS)
         bindings = [
@@ -85,6 +105,36 @@ class Gateway:
         """Whether a client of this id is connected, or has a session that waits for it."""
         return self._native.connected(client_id)
 
+    def clients(
+        self, search: str = "", connected: bool | None = None, after: int = 0, limit: int = 100
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Clients that are connected or have a session, in no particular order, and where the next page begins.
+
+        search:    the beginning of the client id, or a pattern with `*` and `?`
+        connected: only those that are, or only those that are away
+        after:     where the page before said that this one begins
+        """
+        return self._native.clients(search, connected, after, limit)
+
+    def client(self, client_id: str) -> dict[str, Any] | None:
+        """What a client has and what waits for it; None where it is not connected and has no session."""
+        return self._native.client(client_id)
+
+    def last_close(self, client_id: str) -> tuple[int, str] | None:
+        """When (ms since the epoch) the client's last connection ended and how: `client`, `lost` or a reason code."""
+        return self._native.last_close(client_id)
+
+    def kick(self, client_id: str, session: bool = False) -> str:
+        """Ends a client's connection with 0x98, and its session where that is asked for.
+
+        returns: `connection`, `session` (it was away), `away` (and keeps its session) or `unknown`
+        """
+        return self._native.kick(client_id, session)
+
+    def trace(self, kind: Literal["client", "topic"], text: str) -> Trace:
+        """Packets of a client id, or PUBLISH packets whose topic a filter matches, from now on. raises: TraceError"""
+        return self._native.trace(kind, text)
+
     def events(self) -> list[dict[str, Any]]:
         """What operators should know, oldest first: refused connections, takeovers, protocol errors."""
         return self._native.events()
@@ -96,7 +146,7 @@ class Gateway:
 
 def _native_listener(settings: ListenerSettings, directory: Path) -> dict[str, Any]:
     """A listener's settings with every file named."""
-    values = settings.model_dump(exclude={"insecure"})
+    values = settings.model_dump(exclude={"insecure", "max_connect_rate"})
     values["client_certificate"] = settings.clients
     if settings.has_tls:
         needs_ca = settings.clients != "none" and settings.client_ca is None

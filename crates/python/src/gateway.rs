@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use headwater_core::decode::{FieldSpec, Suggestion, suggest};
 use headwater_core::net::{
-    ClientCertificates, Clock, Gateway, GatewayError, GatewayOptions, ListenerOptions, StreamBinding,
-    TlsFiles, WebSocketOptions,
+    ClientCertificates, Clock, Gateway, GatewayError, GatewayOptions, Kicked, ListenerLimits,
+    ListenerOptions, LoopBusy, StreamBinding, TlsFiles, WebSocketOptions,
 };
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::clients::{self, PyTrace};
 use crate::decode::Declaration;
 use crate::errors;
 use crate::log::PyLog;
@@ -53,10 +54,35 @@ struct Options {
     max_queued_bytes: usize,
     max_subscriptions: usize,
     max_topic_levels: usize,
+    max_topic_bytes: usize,
+    /// µs
+    flapping_window: u64,
+    flapping_ban: u64,
+    limits: Limits,
     max_inflight_bytes: usize,
     shed_after: u64,
+    /// µs; 0: never
+    sys_interval: u64,
     raw_filters: Vec<String>,
     listeners: Vec<ListenerSection>,
+}
+
+/// What a listener holds its clients to; 0: not at all.
+#[derive(FromPyObject, Clone, Copy)]
+#[pyo3(from_item_all)]
+struct Limits {
+    connect_rate: u32,
+    message_rate: u32,
+    byte_rate: u32,
+    flapping_connects: u32,
+    max_takeovers: u32,
+}
+
+impl Limits {
+    fn convert(self) -> ListenerLimits {
+        let Limits { connect_rate, message_rate, byte_rate, flapping_connects, max_takeovers } = self;
+        ListenerLimits { connect_rate, message_rate, byte_rate, flapping_connects, max_takeovers }
+    }
 }
 
 /// A listener beside the plain one.
@@ -77,6 +103,7 @@ struct ListenerSection {
     origins: Vec<String>,
     proxy_protocol: bool,
     max_connections: Option<usize>,
+    limits: Limits,
 }
 
 impl ListenerSection {
@@ -98,8 +125,17 @@ impl ListenerSection {
             websocket: websocket.then(|| WebSocketOptions { origins: self.origins.clone() }),
             proxy_protocol: self.proxy_protocol,
             max_connections: self.max_connections.unwrap_or(usize::MAX),
+            limits: self.limits.convert(),
         }
     }
+}
+
+fn busy(error: LoopBusy) -> PyErr {
+    PyRuntimeError::new_err(error.to_string())
+}
+
+fn seconds(us: u64) -> u32 {
+    u32::try_from(us.div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
 /// The first address of a host.
@@ -129,6 +165,10 @@ impl Options {
             retain_available: self.retain_available,
             max_subscriptions_per_client: self.max_subscriptions,
             max_topic_levels: self.max_topic_levels,
+            max_topic_bytes: self.max_topic_bytes,
+            limits: self.limits.convert(),
+            flapping_window_s: seconds(self.flapping_window),
+            flapping_ban_s: seconds(self.flapping_ban),
             retained_max_messages: self.max_retained_messages,
             retained_max_bytes: self.max_retained_bytes,
             outbound_max_bytes: self.max_queued_bytes,
@@ -136,6 +176,7 @@ impl Options {
             first_packet_timeout_s: self.first_packet_timeout_s,
             inflight_bytes: self.max_inflight_bytes,
             shed_after: Duration::from_micros(self.shed_after),
+            sys_interval: Duration::from_micros(self.sys_interval),
             clock: Clock::Real,
             ..GatewayOptions::default()
         }
@@ -214,6 +255,18 @@ impl PyGateway {
                 failures.set_item(failure.name(), count)?;
             }
             listener.set_item("failures", failures)?;
+            let limits = PyDict::new(py);
+            for (limit, count) in &each.limits {
+                limits.set_item(limit.name(), count)?;
+            }
+            listener.set_item("limits", limits)?;
+            for (name, by_reason) in [("refusals", &each.refusals), ("endings", &each.endings)] {
+                let reasons = PyDict::new(py);
+                for (reason, count) in by_reason {
+                    reasons.set_item(format!("{reason:?}"), count)?;
+                }
+                listener.set_item(name, reasons)?;
+            }
             listeners.push(listener);
         }
         Ok(listeners)
@@ -271,6 +324,47 @@ impl PyGateway {
 
     fn connected(&self, client_id: &str) -> PyResult<bool> {
         self.with(|gateway| gateway.connected(client_id))
+    }
+
+    #[pyo3(signature = (search, connected, after, limit))]
+    fn clients<'py>(
+        &self,
+        py: Python<'py>,
+        search: &str,
+        connected: Option<bool>,
+        after: u64,
+        limit: usize,
+    ) -> PyResult<(Vec<Bound<'py, PyDict>>, Option<u64>)> {
+        let page = py.detach(|| self.with(|gateway| gateway.clients(search, connected, after, limit)))?;
+        let page = page.map_err(busy)?;
+        let found = page.clients.iter().map(|each| clients::summary(py, each)).collect::<PyResult<_>>()?;
+        Ok((found, page.next))
+    }
+
+    fn client<'py>(&self, py: Python<'py>, client_id: &str) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let found = py.detach(|| self.with(|gateway| gateway.client(client_id)))?.map_err(busy)?;
+        found.map(|found| clients::detail(py, &found)).transpose()
+    }
+
+    fn last_close(&self, client_id: &str) -> PyResult<Option<(u64, String)>> {
+        let found = self.with(|gateway| gateway.last_close(client_id))?;
+        Ok(found.map(|(close, at_ms)| (at_ms, clients::close(close))))
+    }
+
+    fn kick(&self, py: Python<'_>, client_id: &str, session: bool) -> PyResult<&'static str> {
+        let kicked = py.detach(|| self.with(|gateway| gateway.kick(client_id, session)))?.map_err(busy)?;
+        Ok(match kicked {
+            Kicked::Connection => "connection",
+            Kicked::Session => "session",
+            Kicked::Away => "away",
+            Kicked::Unknown => "unknown",
+        })
+    }
+
+    fn trace(&self, py: Python<'_>, kind: &str, text: String) -> PyResult<PyTrace> {
+        let filter = clients::filter(kind, text);
+        let trace = py.detach(|| self.with(|gateway| gateway.trace(filter)))?;
+        trace.map(PyTrace::new).map_err(|why| errors::raise(py, "TraceError", why))
     }
 
     fn events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {

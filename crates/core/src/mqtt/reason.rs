@@ -129,6 +129,7 @@ impl ReasonCode {
             ReasonCode::ClientIdentifierNotValid => Some(2),
             ReasonCode::ServerUnavailable
             | ReasonCode::ServerBusy
+            | ReasonCode::ConnectionRateExceeded
             | ReasonCode::ImplementationSpecificError => Some(3),
             ReasonCode::BadUserNameOrPassword => Some(4),
             ReasonCode::NotAuthorized | ReasonCode::Banned => Some(5),

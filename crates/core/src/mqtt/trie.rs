@@ -171,6 +171,30 @@ impl<T: Ord> Trie<T> {
         }
     }
 
+    /// The value equal to `value` at this place.
+    pub fn value_at(&self, NodeId(node): NodeId, value: &T) -> Option<&T> {
+        match &self.nodes.get(node as usize)?.values {
+            Values::One(found) if found == value => Some(found),
+            Values::Many(found) => found.get(value),
+            _ => None,
+        }
+    }
+
+    /// The filter of a place.
+    pub fn filter(&self, NodeId(mut node): NodeId) -> String {
+        let mut levels = Vec::new();
+        while let Some(found) = self.nodes.get(node as usize).filter(|_| node != ROOT && node != EXACT) {
+            levels.push(match found.edge {
+                Edge::Literal => String::from_utf8_lossy(&found.level),
+                Edge::Plus => "+".into(),
+                Edge::Multi => "#".into(),
+            });
+            node = found.parent;
+        }
+        levels.reverse();
+        levels.join("/")
+    }
+
     /// Calls `visit` with every value of every filter that matches the topic name, in no particular order.
     /// Gives the number of filters that matched: with at most one, no value is visited twice.
     #[inline]
@@ -483,6 +507,20 @@ mod tests {
             assert!(trie.is_empty());
             assert_eq!(trie.nodes.len(), trie.free.len() + 2, "round {round}");
             assert!(trie.table.iter().all(|slot| slot.node == NONE));
+        }
+    }
+
+    #[test]
+    fn a_place_tells_its_filter_and_its_value() {
+        let mut trie = Trie::new(5);
+        for (value, filter) in
+            ["a", "a/b", "", "/", "+", "#", "a/+/b/#", "/+/", "+/a"].into_iter().enumerate()
+        {
+            let (node, _) = trie.insert(filter, value).unwrap();
+            trie.insert(filter, value + 100).unwrap();
+            assert_eq!(trie.filter(node), filter);
+            assert_eq!(trie.value_at(node, &(value + 100)), Some(&(value + 100)));
+            assert_eq!(trie.value_at(node, &999), None);
         }
     }
 

@@ -15,19 +15,40 @@ use super::clock::TICK_MS;
 use super::events::EventKind;
 use super::inbox::Mail;
 use super::lane::Shared;
+use super::limits::Limit;
 use super::listener::Listener;
+use super::rate::Bucket;
 use super::reload::reload_changed;
 use super::transport::Transport;
 use crate::mqtt::ReasonCode;
 
 /// How often certificates are looked at.
 const WATCH: Duration = Duration::from_secs(1);
+/// It is said at most once in this many ticks that connections wait to be accepted.
+const TOLD_TICKS: u32 = 100;
+/// A second's connections are accepted in so many slices, one each `SLICE`.
+const SLICES: u32 = 100;
+const SLICE: Duration = Duration::from_millis(10);
 
 pub(super) struct Acceptor {
     poll: Poll,
     /// In the order of `shared.listeners`.
     sockets: Vec<TcpListener>,
+    paces: Vec<Pace>,
     shared: Arc<Shared>,
+}
+
+/// How fast a listener accepts where that is bounded: its connections of a second, in slices, so that the loops have
+/// no thousands of CONNECTs in one pass.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    bucket: Bucket,
+    /// Not before; None: at once.
+    next: Option<Instant>,
+    /// It stopped at its bound, so who is accepted next has waited.
+    held: bool,
+    /// Tick at which it was said last that connections wait.
+    told: Option<u32>,
 }
 
 impl Acceptor {
@@ -36,7 +57,13 @@ impl Acceptor {
         for (at, socket) in sockets.iter_mut().enumerate() {
             poll.registry().register(socket, Token(at), Interest::READABLE)?;
         }
-        Ok(Acceptor { poll, sockets, shared })
+        let tick = shared.options.clock.tick();
+        let pace = |listener: &Arc<Listener>| {
+            let bucket = Bucket::full(listener.options.limits.connect_rate, tick);
+            Pace { bucket, next: None, held: false, told: None }
+        };
+        let paces = shared.listeners.iter().map(pace).collect();
+        Ok(Acceptor { poll, sockets, paces, shared })
     }
 
     pub fn run(mut self) {
@@ -56,15 +83,37 @@ impl Acceptor {
     }
 
     /// Accepts what waits. When that fails it gives the time after which to try again.
-    fn accept_all(&self) -> Option<Duration> {
-        let listeners = self.sockets.iter().zip(&self.shared.listeners);
-        listeners.filter_map(|(socket, listener)| self.accept(socket, listener)).min()
+    fn accept_all(&mut self) -> Option<Duration> {
+        let mut paces = std::mem::take(&mut self.paces);
+        let listeners = self.sockets.iter().zip(&self.shared.listeners).zip(&mut paces);
+        let retry =
+            listeners.filter_map(|((socket, listener), pace)| self.accept(socket, listener, pace)).min();
+        self.paces = paces;
+        retry
     }
 
-    fn accept(&self, socket: &TcpListener, listener: &Arc<Listener>) -> Option<Duration> {
+    fn accept(&self, socket: &TcpListener, listener: &Arc<Listener>, pace: &mut Pace) -> Option<Duration> {
+        let rate = listener.options.limits.connect_rate;
+        let tick = self.shared.options.clock.tick();
+        pace.bucket.refill(rate, tick);
+        let now = Instant::now();
+        if let Some(next) = pace.next.filter(|next| rate > 0 && *next > now) {
+            return Some(next - now);
+        }
+        let mut left = rate.div_ceil(SLICES);
         loop {
+            if rate > 0 && (left == 0 || pace.bucket.is_empty()) {
+                pace.held = true;
+                pace.next = Some(now + SLICE);
+                return Some(SLICE);
+            }
             match socket.accept() {
                 Ok((socket, _)) => {
+                    left = left.saturating_sub(1);
+                    pace.bucket.take(1);
+                    if std::mem::take(&mut pace.held) {
+                        self.held_back(listener, pace, tick);
+                    }
                     let _ = socket.set_nodelay(true);
                     let sockets = |thread: usize| {
                         self.shared
@@ -84,7 +133,10 @@ impl Acceptor {
                         inbox.post(Mail::Accepted(Transport::new(socket, listener)));
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    pace.held = false;
+                    return None;
+                }
                 // The peer has gone before we came to it.
                 Err(error)
                     if matches!(
@@ -101,8 +153,23 @@ impl Acceptor {
         }
     }
 
+    /// A connection had to wait for its turn.
+    fn held_back(&self, listener: &Listener, pace: &mut Pace, tick: u32) {
+        listener.limited(Limit::MaxConnectRate);
+        if pace.told.is_some_and(|told| tick.saturating_sub(told) < TOLD_TICKS) {
+            return;
+        }
+        pace.told = Some(tick);
+        let (name, rate) = (&listener.options.name, listener.options.limits.connect_rate);
+        let detail = format!(
+            "max_connect_rate: listener {name} accepts {rate} connections a second; more wait in the kernel's queue"
+        );
+        self.shared.events.add(EventKind::LimitReached, "", ReasonCode::ConnectionRateExceeded, detail);
+    }
+
     fn refuse(&self, listener: &Listener) {
         listener.refused();
+        listener.limited(Limit::MaxConnections);
         if let Some(shown) = self.shared.accepting() {
             shown.lock().counters.over_max_connections += 1;
         }

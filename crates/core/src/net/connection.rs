@@ -5,10 +5,12 @@ use std::io;
 use super::access::{self, Access};
 use super::clock::ticks;
 use super::counters::Counters;
+use super::limits::{Limit, ListenerLimits};
 use super::message::Outgoing;
 use super::on_connect::Hello;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, MAX_INFLIGHT, Manner, Outbound, Pool, Wording};
+use super::rate::Rates;
 use super::session::Session;
 use super::transport::Transport;
 use super::turn::Fate;
@@ -56,6 +58,8 @@ pub(super) struct Connection {
     pub ended: bool,
     /// The client wants reason strings on every packet.
     pub problem_information: bool,
+    /// As its CONNECT said.
+    pub clean_start: bool,
     /// CONNECT asked for a session expiry above 0, so DISCONNECT may change it.
     pub wanted_session: bool,
     /// PINGREQ packets of this pass; they are answered at its end, behind the messages that came before them.
@@ -76,6 +80,8 @@ pub(super) struct Connection {
     pub heard: u32,
     /// Tick of this connection's valid entry in the wheel.
     pub timer: u32,
+    /// Of the CONNACK, milliseconds since the Unix epoch.
+    pub since_ms: u64,
     /// What it may do; none: everything.
     pub access: Option<Box<Access>>,
     pub client_id: Box<str>,
@@ -86,6 +92,8 @@ pub(super) struct Connection {
     /// Until the CONNACK is written, where another connection or session has the client id.
     pub hello: Option<Box<Hello>>,
     pub out: Option<Box<Outbound>>,
+    /// Where the listener bounds the rates of its clients.
+    pub rates: Option<Box<Rates>>,
 }
 
 /// A subscription's place in the trie, and its shared subscription (0: none).
@@ -108,6 +116,7 @@ impl Connection {
             dirty: false,
             ended: false,
             problem_information: true,
+            clean_start: false,
             wanted_session: false,
             pings: 0,
             receive_maximum: u16::MAX,
@@ -118,6 +127,7 @@ impl Connection {
             silence: 0,
             heard: tick,
             timer: 0,
+            since_ms: 0,
             access: None,
             client_id: Box::default(),
             partial: Vec::new(),
@@ -125,7 +135,25 @@ impl Connection {
             session: None,
             hello: None,
             out: None,
+            rates: None,
         }
+    }
+
+    /// Counts a limit that this connection has reached.
+    pub fn limited(&self, limit: Limit) {
+        if let Some(socket) = &self.socket {
+            socket.listener().limited(limit);
+        }
+    }
+
+    /// What its listener holds it to.
+    pub fn limits(&self) -> ListenerLimits {
+        self.socket.as_ref().map_or_else(ListenerLimits::default, |socket| socket.listener().options.limits)
+    }
+
+    /// Whether it is not read until its time has come.
+    pub fn is_paused(&self) -> bool {
+        self.rates.as_ref().is_some_and(|rates| rates.paused)
     }
 
     /// The tick at which this connection has been silent for too long.
@@ -196,6 +224,8 @@ impl Connection {
                     // The written half goes, so that the buffer stays within its bound.
                     if out.at > out.bytes.len() / 2 {
                         out.bytes.drain(..out.at);
+                        // What was not traced and is cut begins in the middle of a packet.
+                        out.traced = out.traced.checked_sub(out.at).unwrap_or(usize::MAX);
                         out.at = 0;
                     }
                     return Ok(false);
@@ -205,7 +235,7 @@ impl Connection {
             }
         }
         out.bytes.clear();
-        out.at = 0;
+        (out.at, out.traced) = (0, 0);
         if out.is_idle()
             && let Some(out) = self.out.take()
             && pool.len() < POOL
@@ -295,6 +325,6 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Connection>() <= 176, "{}", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 192, "{}", size_of::<Connection>());
     }
 }

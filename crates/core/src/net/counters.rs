@@ -102,6 +102,8 @@ counters! {
     /// Loops that leave sockets unread now, or shed.
     loops_unread,
     loops_shedding,
+    /// Lifecycle events that were not published, because a pass had too many.
+    lifecycle_dropped,
     /// Events lost at the bound of the event ring.
     events_lost,
 }

@@ -3,9 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use super::access::Access;
+use super::clock::now_us;
+use super::closes::Close;
 use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::lane::{End, reason_properties};
+use super::limits::Limit;
 use super::on_connect::refuse;
 use super::on_subscribe::unsubscribe_all;
 use super::transport::Transport;
@@ -104,6 +107,12 @@ impl Worker {
             Ending::Goodbye(_) | Ending::Refused => {}
             Ending::Ours(end) => {
                 lane.counters.ended_connections.count(end.reason);
+                if let Some(socket) = &conn.socket {
+                    socket.listener().ended(end.reason);
+                }
+                if let Some(limit) = Limit::of_end(end.reason) {
+                    conn.limited(limit);
+                }
                 let kind = match end.reason {
                     ReasonCode::SessionTakenOver => EventKind::SessionTakenOver,
                     _ => EventKind::ConnectionEnded,
@@ -134,6 +143,11 @@ impl Worker {
         lane.counters.connections -= 1;
         // Section 3.1.2.5: a will goes with every end but a normal DISCONNECT; a server that stops keeps it back.
         let stopping = matches!(&ending, Ending::Ours(end) if end.reason == ReasonCode::ServerShuttingDown);
+        if !stopping {
+            lane.note_disconnected(conn, slot, &ending);
+            let at_ms = (now_us() / 1000).unsigned_abs();
+            lane.shared.closes.note(&conn.client_id, Close::of(&ending), at_ms);
+        }
         if let (Ending::Goodbye(true), Some(session)) = (&ending, &mut conn.session) {
             session.will = None;
         }

@@ -24,6 +24,8 @@ pub enum EventKind {
     SubscribeRefused,
     /// A session beyond the connection was asked for, and `max_sessions` wait already.
     SessionNotKept,
+    /// A limit holds a client or a listener back.
+    LimitReached,
     /// The log did not take a turn.
     LogFailed,
     /// An event loop leaves its sockets unread, sheds QoS 0, or reads again.
@@ -46,6 +48,7 @@ impl EventKind {
             EventKind::PublishRefused => "publish-refused",
             EventKind::SubscribeRefused => "subscribe-refused",
             EventKind::SessionNotKept => "session-not-kept",
+            EventKind::LimitReached => "limit-reached",
             EventKind::LogFailed => "log-failed",
             EventKind::Pressure => "pressure",
             EventKind::HandshakeFailed => "handshake-failed",

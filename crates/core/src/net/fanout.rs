@@ -48,7 +48,7 @@ impl Subscriber {
         Subscriber { options, ..self }
     }
 
-    fn qos(self) -> QoS {
+    pub fn qos(self) -> QoS {
         QoS::from_bits(self.options & 3).unwrap_or(QoS::AtMostOnce)
     }
 

@@ -15,9 +15,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::acceptor::Acceptor;
 use super::binding::{Bindings, StreamBinding};
+use super::clock::ticks;
+use super::closes::{Close, Closes};
 use super::counters::{Counters, Latency, Shown, histogram, latency};
 use super::downlink::Downlink;
 use super::events::{Event, Events};
+use super::flapping::Flapping;
 use super::inbox::{Inbox, Mail};
 use super::lane::Shared;
 use super::listener::{Listener, ListenerOptions, ListenerStatus, listen};
@@ -26,7 +29,9 @@ use super::registry::Registry;
 use super::reload::reload_all;
 use super::retained::Retained;
 use super::sparkplug::EdgeNodes;
+use super::sys::{Sys, SysValues};
 use super::tls::{HTTP_PROTOCOLS, MQTT_PROTOCOLS, TlsContext};
+use super::trace::Traces;
 use super::unmatched::{Unmatched, UnmatchedTopics};
 use super::worker::{WAKE, Worker};
 use crate::log::{Log, LogError};
@@ -77,7 +82,8 @@ impl Gateway {
         options.check().map_err(GatewayError::Config)?;
         let seed = RandomState::new().hash_one(0);
         let bindings = Bindings::new(streams, &raw_filters, seed).map_err(GatewayError::Config)?;
-        let plain = ListenerOptions::plain(PLAIN, options.address);
+        let limits = options.limits;
+        let plain = ListenerOptions { limits, ..ListenerOptions::plain(PLAIN, options.address) };
         let mut sockets = Vec::new();
         let mut listeners = Vec::new();
         for options in std::iter::once(&plain).chain(&options.listeners) {
@@ -101,8 +107,17 @@ impl Gateway {
             subscribed: AtomicUsize::new(0),
             retained: Retained::new(options.retained_max_messages, options.retained_max_bytes),
             registry: Registry::new(seed.rotate_left(41)),
+            flapping: Flapping::new(
+                ticks(options.flapping_window_s),
+                ticks(options.flapping_ban_s),
+                seed.rotate_left(53),
+            ),
             events: Events::default(),
             unmatched: UnmatchedTopics::default(),
+            closes: Closes::new(seed.rotate_left(7)),
+            traces: Traces::default(),
+            sys: SysValues::default(),
+            lifecycle_wanted: AtomicBool::new(false),
             listeners,
             shown: (0..=inboxes.len()).map(|_| Mutex::new(Shown::new())).collect(),
             inboxes,
@@ -125,6 +140,11 @@ impl Gateway {
             gateway.spawn(format!("gateway-{thread}"), move || worker.run())?;
         }
         gateway.spawn("downlink".to_owned(), move || downlink.run())?;
+        let interval = gateway.shared.options.sys_interval;
+        if !interval.is_zero() {
+            let sys = Sys::new(Arc::clone(&gateway.shared));
+            gateway.spawn("sys".to_owned(), move || sys.run(interval))?;
+        }
         gateway.spawn("acceptor".to_owned(), move || accepting.run())?;
         Ok(gateway)
     }
@@ -163,16 +183,7 @@ impl Gateway {
 
     /// The sum over all threads, each of which shows its books as of its last pass, balanced.
     pub fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        for shown in &self.shared.shown {
-            sum += &shown.lock().counters;
-        }
-        let (retained, retained_bytes) = self.shared.retained.size();
-        sum.sessions = self.shared.parked.load(Ordering::Relaxed) as u64;
-        sum.retained = retained as u64;
-        sum.retained_bytes = retained_bytes as u64;
-        sum.events_lost = self.shared.events.lost();
-        sum
+        self.shared.counters()
     }
 
     /// From reading a PUBLISH to handing its PUBACK to the socket.
@@ -201,6 +212,12 @@ impl Gateway {
         self.shared.registry.knows(client_id)
     }
 
+    /// How the client's last connection ended, and when, in milliseconds since the Unix epoch; of the 65,536 clients that
+    /// went last, about.
+    pub fn last_close(&self, client_id: &str) -> Option<(Close, u64)> {
+        self.shared.closes.last(client_id)
+    }
+
     /// What happened since the last call, oldest first. Events lost at the bound are counted in `events_lost`.
     pub fn events(&self) -> Vec<Event> {
         self.shared.events.take()
@@ -219,6 +236,8 @@ impl Gateway {
         let deadline = Instant::now() + drain;
         self.shared.inboxes.iter().for_each(|inbox| inbox.post(Mail::Stop { deadline }));
         for thread in self.threads.drain(..) {
+            // It may sleep until its interval is over.
+            thread.thread().unpark();
             // The body catches panics.
             let _ = thread.join();
         }

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::connection::Connection;
 use super::fanout::Deliveries;
+use super::inspect::Question;
 use super::listener::Listener;
 use super::logins::Answer;
 use super::transport::Transport;
@@ -28,6 +29,8 @@ pub(super) enum Mail {
     Join(Box<Connection>),
     /// The certificates of this listener have changed.
     VerifyAgain(Arc<Listener>),
+    /// Somebody asks about connections, or ends one.
+    Ask(Box<Question>),
     /// A CONNECT has its answer.
     Answered(Box<Answer>),
     /// Stop reading, acknowledge what becomes durable by then, close everything, end.

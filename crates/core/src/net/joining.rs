@@ -14,10 +14,13 @@ use super::access;
 use super::clock::{now_us, ticks};
 use super::connection::{Connection, State};
 use super::ending::Ending;
+use super::events::EventKind;
 use super::fanout::Reading;
+use super::flapping::Verdict;
 use super::inbox::Mail;
 use super::lane::{End, Lane};
-use super::on_connect::{Hello, welcome};
+use super::limits::Limit;
+use super::on_connect::{Hello, refuse, welcome};
 use super::on_publish::{Sender, publish_will};
 use super::on_subscribe::{mark_away, unsubscribe_all};
 use super::registry::ConnId;
@@ -63,6 +66,13 @@ impl Worker {
                 Some(owner) => match self.conns.get(owner.slot as usize).map(|old| old.state) {
                     // Ended, its session waits or is gone, and with it its hold on the client id.
                     Some(State::Up) => {
+                        if let Some(why) = self.war(owner.slot, &conn) {
+                            conn.limited(Limit::MaxTakeovers);
+                            let slot = self.seat(conn);
+                            let Some(conn) = self.conns.get_mut(slot as usize) else { return };
+                            refuse(&mut self.lane, conn, slot, ReasonCode::ConnectionRateExceeded, &why);
+                            return self.end(slot, Ending::Refused);
+                        }
                         let why = "another connection uses the same client identifier";
                         self.end(owner.slot, Ending::Ours(End::new(ReasonCode::SessionTakenOver, why)));
                     }
@@ -93,6 +103,33 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Why the new one of two connections of a client id has to go, if it has: clients that take the id from each other
+    /// would do so for ever.
+    fn war(&self, owner: u32, new: &Connection) -> Option<String> {
+        let most = new.limits().max_takeovers;
+        if most == 0 {
+            return None;
+        }
+        let shared = &self.lane.shared;
+        let verdict = shared.flapping.count(shared.flapping.client_id(&new.client_id), most, self.lane.tick);
+        if verdict == Verdict::Fine {
+            return None;
+        }
+        let (window, ban) = (shared.options.flapping_window_s, shared.options.flapping_ban_s);
+        let why = format!(
+            "the client identifier was taken over more than max_takeovers = {most} times within {window} s: several \
+             clients use it; the one that is connected stays, others are refused for {ban} s"
+        );
+        if verdict == Verdict::TooMany {
+            // For the operator alone: no client is told another's address.
+            let stays = self.conns.get(owner as usize).map_or_else(String::new, Connection::origin);
+            let detail = format!("{why}; it stays with {stays}");
+            let (kind, reason) = (EventKind::LimitReached, ReasonCode::ConnectionRateExceeded);
+            shared.events.add_from(kind, &new.client_id, reason, detail, new.origin());
+        }
+        Some(why)
     }
 
     /// Whether a waiting session belongs to the user of this connection; another user's messages are not for it.
@@ -177,6 +214,7 @@ impl Worker {
         conn.state = State::Parked;
         conn.heard = tick;
         conn.partial = Vec::new();
+        conn.rates = None;
         (conn.ready, conn.held_back, conn.ended) = (false, false, false);
         (conn.pings, conn.unacknowledged, conn.unreleased) = (0, 0, 0);
         let mut due = None;

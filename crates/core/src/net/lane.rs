@@ -3,15 +3,18 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::binding::{Bindings, Held};
+use super::closes::Closes;
 use super::connection::Connection;
 use super::counters::{Counters, Shown};
 use super::events::{EventKind, Events};
 use super::fanout::{Fanout, Subscriptions};
+use super::flapping::Flapping;
 use super::inbox::{Inbox, Mail};
+use super::lifecycle::Lifecycle;
 use super::listener::Listener;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, Pool};
@@ -19,6 +22,8 @@ use super::pressure::{Level, Pressure};
 use super::registry::{ConnId, Registry};
 use super::retained::Retained;
 use super::sparkplug::EdgeNodes;
+use super::sys::SysValues;
+use super::trace::Traces;
 use super::turn::{Acks, Staging};
 use super::unmatched::UnmatchedTopics;
 use crate::decode::{Decoded, Plain};
@@ -42,8 +47,14 @@ pub(super) struct Shared {
     pub subscribed: AtomicUsize,
     pub retained: Retained,
     pub registry: Registry,
+    pub flapping: Flapping,
     pub events: Events,
     pub unmatched: UnmatchedTopics,
+    pub closes: Closes,
+    pub traces: Traces,
+    pub sys: SysValues,
+    /// Somebody has subscribed to lifecycle events since the start.
+    pub lifecycle_wanted: AtomicBool,
     pub listeners: Vec<Arc<Listener>>,
     pub inboxes: Vec<Inbox>,
     /// By thread, and one more for the acceptor.
@@ -57,6 +68,20 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// The sum over all threads, each of which shows its books as of its last pass, balanced.
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for shown in &self.shown {
+            sum += &shown.lock().counters;
+        }
+        let (retained, retained_bytes) = self.retained.size();
+        sum.sessions = self.parked.load(Ordering::Relaxed) as u64;
+        sum.retained = retained as u64;
+        sum.retained_bytes = retained_bytes as u64;
+        sum.events_lost = self.events.lost();
+        sum
+    }
+
     /// Counters of the acceptor, behind those of the threads.
     pub fn accepting(&self) -> Option<&parking_lot::Mutex<Shown>> {
         self.shown.get(self.inboxes.len())
@@ -96,6 +121,8 @@ pub(super) enum Flow {
     Join(ConnId),
     /// The CONNECT waits for somebody to say who the client is.
     Asked,
+    /// What is left waits until the client's rate allows it.
+    Paused,
     /// A CONNACK with an error is written; the connection ends without DISCONNECT.
     Refused,
 }
@@ -134,8 +161,11 @@ pub(super) struct Lane {
     /// (latency in µs, messages) of what was acknowledged since counters were shown.
     pub latencies: Vec<(u64, u64)>,
     pub pool: Pool,
+    pub lifecycle: Lifecycle,
     /// Connections with something to write.
     pub dirty: Vec<u32>,
+    /// Tick at which a slow reader was named last.
+    pub told_slow: u32,
     pub tick: u32,
     /// Time of arrival for what is being read, µs since the Unix epoch.
     pub received_at_us: i64,
@@ -163,7 +193,9 @@ impl Lane {
             pressure: Pressure::new(shared.started, shared.options.shed_after),
             latencies: Vec::new(),
             pool: Pool::new(),
+            lifecycle: Lifecycle::default(),
             dirty: Vec::new(),
+            told_slow: 0,
             tick: shared.options.clock.tick(),
             received_at_us: 0,
             shared,
@@ -318,4 +350,13 @@ pub(super) fn reason_properties(conn: &Connection, always: bool, without: usize,
         return Vec::new();
     }
     properties::encode(&[Property { id: PropertyId::ReasonString, value: Value::Text(&why[..end]) }])
+}
+
+/// A text of a client as an event shows it: not as long as the client likes.
+pub(super) fn shortened(text: &str) -> Cow<'_, str> {
+    const MOST: usize = 256;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => Cow::Owned(format!("{}...", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
 }

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use mio::net::TcpListener;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::limits::{Limit, ListenerLimits, Tally};
 use super::tls::TlsContext;
+use crate::mqtt::ReasonCode;
 
 /// Connections the kernel may hold for us; it takes less if the system allows less.
 const BACKLOG: i32 = 4096;
@@ -29,6 +31,7 @@ pub struct ListenerOptions {
     pub proxy_protocol: bool,
     /// Above it a new connection of this listener is closed at once and counted; the bound over all holds too.
     pub max_connections: usize,
+    pub limits: ListenerLimits,
 }
 
 impl ListenerOptions {
@@ -41,6 +44,7 @@ impl ListenerOptions {
             websocket: None,
             proxy_protocol: false,
             max_connections: usize::MAX,
+            limits: ListenerLimits::default(),
         }
     }
 }
@@ -182,6 +186,11 @@ pub struct ListenerStatus {
     pub resumed: u64,
     /// Reasons that occurred.
     pub failures: Vec<(Failure, u64)>,
+    /// Limits that were reached, how often.
+    pub limits: Vec<(Limit, u64)>,
+    /// CONNECT packets that were refused, and connections that we ended, by reason.
+    pub refusals: Vec<(ReasonCode, u64)>,
+    pub endings: Vec<(ReasonCode, u64)>,
 }
 
 /// A listener that runs, shared by the acceptor and the connections that it accepted.
@@ -196,7 +205,10 @@ pub(super) struct Listener {
     refused: AtomicU64,
     handshakes: AtomicU64,
     resumed: AtomicU64,
-    failures: [AtomicU64; Failure::ALL.len()],
+    failures: Tally<{ Failure::ALL.len() }>,
+    limits: Tally<{ Limit::ALL.len() }>,
+    refusals: Tally<{ ReasonCode::ALL.len() }>,
+    endings: Tally<{ ReasonCode::ALL.len() }>,
 }
 
 impl Listener {
@@ -210,7 +222,10 @@ impl Listener {
             refused: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
-            failures: Default::default(),
+            failures: Tally::default(),
+            limits: Tally::default(),
+            refusals: Tally::default(),
+            endings: Tally::default(),
         }
     }
 
@@ -228,10 +243,19 @@ impl Listener {
     }
 
     pub fn failed(&self, failure: Failure) {
-        let at = Failure::ALL.iter().position(|each| *each == failure);
-        if let Some(count) = at.and_then(|at| self.failures.get(at)) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.failures.count(&Failure::ALL, failure);
+    }
+
+    pub fn limited(&self, limit: Limit) {
+        self.limits.count(&Limit::ALL, limit);
+    }
+
+    pub fn refused_connect(&self, reason: ReasonCode) {
+        self.refusals.count(ReasonCode::ALL, reason);
+    }
+
+    pub fn ended(&self, reason: ReasonCode) {
+        self.endings.count(ReasonCode::ALL, reason);
     }
 
     pub fn handshake(&self, resumed: bool) {
@@ -255,11 +279,10 @@ impl Listener {
             refused: count(&self.refused),
             handshakes: count(&self.handshakes),
             resumed: count(&self.resumed),
-            failures: Failure::ALL
-                .into_iter()
-                .zip(self.failures.iter().map(count))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
+            failures: self.failures.list(&Failure::ALL),
+            limits: self.limits.list(&Limit::ALL),
+            refusals: self.refusals.list(ReasonCode::ALL),
+            endings: self.endings.list(ReasonCode::ALL),
         }
     }
 }

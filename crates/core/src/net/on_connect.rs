@@ -4,10 +4,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::access::{self, Access};
-use super::clock::ticks;
+use super::clock::{now_us, ticks};
 use super::connection::{Connection, State};
 use super::events::EventKind;
+use super::flapping::Verdict;
 use super::lane::{Flow, Lane, reason_properties};
+use super::limits::Limit;
 use super::logins::{Answer, Origin};
 use super::on_publish::refusal;
 use super::session::{FOREVER, GivenAliases, Testament};
@@ -41,6 +43,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     conn.receive_maximum = number(PropertyId::ReceiveMaximum).map_or(u16::MAX, |value| value as u16);
     conn.granted = lane.pressure.receive_maximum(lane.shared.options.receive_maximum);
     conn.max_packet_bytes = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
+    conn.clean_start = connect.clean_start;
     conn.problem_information = number(PropertyId::RequestProblemInformation) != Some(0);
     let before = std::mem::replace(&mut conn.client_id, connect.client_id.into());
 
@@ -60,6 +63,12 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
         }
         // After the answer the one that was asked about.
         conn.client_id = if conn.access.is_some() { before } else { new_client_id().into() };
+    }
+    if conn.access.is_none()
+        && !assigned
+        && let Some(why) = comes_too_often(lane, conn)
+    {
+        return refuse(lane, conn, slot, ReasonCode::ConnectionRateExceeded, &why);
     }
     if conn.access.is_none() && lane.shared.options.logins.is_some() {
         return ask(lane, conn, slot, body);
@@ -119,6 +128,31 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     }
 }
 
+/// Why a client that connects again and again is refused for a while. Before anybody is asked who it is, since that costs
+/// more than this; by address too, so that nobody is locked out by a stranger who uses its client id.
+fn comes_too_often(lane: &Lane, conn: &Connection) -> Option<String> {
+    let most = conn.limits().flapping_connects;
+    if most == 0 {
+        return None;
+    }
+    let address = conn.socket.as_ref().and_then(|socket| socket.peer()).map(|peer| peer.ip());
+    let flapping = &lane.shared.flapping;
+    let verdict = flapping.count(flapping.client(&conn.client_id, address), most, lane.tick);
+    let options = &lane.shared.options;
+    let (window, ban) = (options.flapping_window_s, options.flapping_ban_s);
+    let why = match verdict {
+        Verdict::Fine => return None,
+        Verdict::TooMany => {
+            format!("more than flapping_connects = {most} connections within {window} s; refused for {ban} s")
+        }
+        Verdict::KeptOut => {
+            format!("refused for {ban} s after more than {most} connections within {window} s")
+        }
+    };
+    conn.limited(Limit::FlappingConnects);
+    Some(why)
+}
+
 /// Leaves the CONNECT to those who know who the client is.
 fn ask(lane: &mut Lane, conn: &mut Connection, slot: u32, body: &[u8]) -> Flow {
     let id = lane.id(slot, conn.generation);
@@ -167,6 +201,8 @@ pub(super) fn welcome(
     lane.counters.packets_out += 1;
     lane.counters.connections += 1;
     lane.counters.connections_total += 1;
+    conn.since_ms = (now_us() / 1000).unsigned_abs();
+    lane.note_connected(conn, slot);
     lane.touch(conn, slot);
 }
 
@@ -224,6 +260,9 @@ pub(super) fn refuse(
     why: &str,
 ) -> Flow {
     lane.counters.refused_connections.count(reason);
+    if let Some(socket) = &conn.socket {
+        socket.listener().refused_connect(reason);
+    }
     let (kind, origin) = (EventKind::ConnectionRefused, conn.origin());
     lane.shared.events.add_from(kind, &conn.client_id, reason, why, origin);
     let (code, properties) = match conn.version {

@@ -10,8 +10,10 @@ use super::clock::now_us;
 use super::connection::Connection;
 use super::events::EventKind;
 use super::fanout::Reading;
-use super::lane::{End, Lane, Shared};
+use super::lane::{End, Lane, Shared, shortened};
 use super::levels::Levels;
+use super::lifecycle::EVENTS;
+use super::limits::Limit;
 use super::message::{Message, Outgoing};
 use super::options::GatewayOptions;
 use super::pressure::Level;
@@ -19,7 +21,7 @@ use super::registry::ConnId;
 use super::turn::{Fate, Staging};
 use crate::decode::{DecodeError, Decoded, SparkplugContext, SparkplugTopic, StreamPlan, sparkplug_rebirth};
 use crate::mqtt::properties::PropertyId;
-use crate::mqtt::{Publish, QoS, ReasonCode, Version, topic};
+use crate::mqtt::{Publish, QoS, ReasonCode, Version};
 use crate::rows::Cell;
 
 /// Who a message comes from.
@@ -276,15 +278,22 @@ pub(super) fn refusal(
     topic: &str,
     payload: &[u8],
 ) -> Option<(ReasonCode, &'static str)> {
-    if payload.len() > options.max_payload_bytes {
-        return Some((ReasonCode::QuotaExceeded, "the payload is larger than max_payload_bytes"));
+    if let Some(limit) = Limit::of_message(options, topic, payload) {
+        return Some(limit.refusal());
     }
-    // A topic has no more levels than bytes and one.
-    if topic.len() >= options.max_topic_levels && topic::levels(topic) > options.max_topic_levels {
-        return Some((ReasonCode::TopicNameInvalid, "the topic has more than max_topic_levels levels"));
+    if topic.as_bytes().first() == Some(&b'$') {
+        return reserved(topic);
     }
+    None
+}
+
+/// Why a client does not publish to a topic of ours.
+fn reserved(topic: &str) -> Option<(ReasonCode, &'static str)> {
     if topic.starts_with("$SYS") && matches!(topic.as_bytes().get(4), None | Some(b'/')) {
         return Some((ReasonCode::NotAuthorized, "clients do not publish to $SYS"));
+    }
+    if topic.starts_with(EVENTS) {
+        return Some((ReasonCode::NotAuthorized, "clients do not publish lifecycle events"));
     }
     None
 }
@@ -311,7 +320,10 @@ fn refuse(
     code: ReasonCode,
     why: &'static str,
 ) -> Result<(), End> {
-    let detail = format!("topic {:?}: {why}", publish.topic);
+    if let Some(limit) = Limit::of_message(&lane.shared.options, publish.topic, publish.payload) {
+        conn.limited(limit);
+    }
+    let detail = format!("topic {:?}: {why}", shortened(publish.topic));
     lane.shared.events.add(EventKind::PublishRefused, &conn.client_id, code, detail);
     if conn.version == Version::V5 && publish.qos != QoS::AtMostOnce {
         lane.staging.note(why.to_owned());

@@ -6,7 +6,9 @@ use super::access;
 use super::connection::{Connection, Subscribed};
 use super::events::EventKind;
 use super::fanout::{Reading, Subscriber, group, with_identifiers};
-use super::lane::{Lane, Shared};
+use super::lane::{Lane, Shared, shortened};
+use super::lifecycle;
+use super::limits::Limit;
 use super::message::Outgoing;
 use super::outbound::Manner;
 use crate::mqtt::properties::PropertyId;
@@ -45,14 +47,28 @@ pub(super) fn on_subscribe(
             codes.push(ReasonCode::NotAuthorized);
             continue;
         }
-        if let Some(refusal) = refusal(shared, conn, filter) {
-            codes.push(refusal);
+        if let Some((limit, code)) = refusal(shared, conn, filter) {
+            conn.limited(limit);
+            if !std::mem::replace(&mut told, true) {
+                let why = format!("filter {:?} is beyond {}", shortened(filter), limit.name());
+                shared.events.add_from(
+                    EventKind::SubscribeRefused,
+                    &conn.client_id,
+                    code,
+                    why,
+                    conn.origin(),
+                );
+            }
+            codes.push(code);
             continue;
         }
         options.qos = options.qos.min(highest);
         let (plain, group) = unshared(filter, shared.group_seed);
         match trie.insert(plain, Subscriber::new(subscriber, options, identifier, group)) {
             Ok((node, replaced)) => {
+                if lifecycle::concerns(plain) {
+                    shared.lifecycle_wanted.store(true, Ordering::Relaxed);
+                }
                 if replaced.is_none() {
                     conn.subscriptions.push(Subscribed { node, group });
                     lane.counters.subscriptions += 1;
@@ -81,7 +97,16 @@ pub(super) fn on_subscribe(
     let suback = Suback { packet_id: subscribe.packet_id, properties: Properties::NONE, codes: &codes };
     suback.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
     lane.counters.packets_out += 1;
+    let granted = subscribe.filters().zip(&codes).filter(|(_, code)| **code < 0x80);
+    lane.note_subscriptions(conn, slot, "subscribed", granted.map(|((filter, _), _)| filter));
     for (filter, options) in replays {
+        for (topic, value) in shared.sys.matching(filter) {
+            let mut properties = Vec::new();
+            with_identifiers(&[], &[identifier], &mut properties);
+            let outgoing = Outgoing { topic, properties: &properties, payload: value.as_bytes() };
+            let manner = Manner { qos: options.qos.min(QoS::AtLeastOnce), retain: true, group: 0 };
+            conn.deliver(outgoing, manner, &mut lane.delivery());
+        }
         for message in shared.retained.matching(filter) {
             message.send_at(lane.tick, |outgoing| {
                 let mut properties = std::mem::take(&mut lane.properties);
@@ -97,14 +122,12 @@ pub(super) fn on_subscribe(
 }
 
 /// Why this filter is not granted, if so.
-fn refusal(shared: &Shared, conn: &Connection, filter: &str) -> Option<ReasonCode> {
-    if topic::levels(filter) > shared.options.max_topic_levels {
-        Some(ReasonCode::TopicFilterInvalid)
-    } else if conn.subscriptions.len() >= shared.options.max_subscriptions_per_client {
-        Some(ReasonCode::QuotaExceeded)
-    } else {
-        None
+fn refusal(shared: &Shared, conn: &Connection, filter: &str) -> Option<(Limit, ReasonCode)> {
+    if let Some(limit) = Limit::of_topic(&shared.options, filter) {
+        return Some((limit, ReasonCode::TopicFilterInvalid));
     }
+    let full = conn.subscriptions.len() >= shared.options.max_subscriptions_per_client;
+    full.then_some((Limit::MaxSubscriptions, ReasonCode::QuotaExceeded))
 }
 
 /// The filter below `$share/NAME/`, and what tells the shared subscription (0: it is none).
@@ -145,6 +168,7 @@ pub(super) fn on_unsubscribe(
     let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::NONE, codes: &codes };
     unsuback.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
     lane.counters.packets_out += 1;
+    lane.note_subscriptions(conn, slot, "unsubscribed", unsubscribe.filters());
     lane.touch(conn, slot);
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Clock;
+use super::limits::ListenerLimits;
 use super::listener::ListenerOptions;
 use super::logins::Logins;
 use crate::mqtt::topic;
@@ -45,6 +46,8 @@ pub struct GatewayOptions {
     pub max_subscriptions_per_client: usize,
     /// Levels of topics and filters, at most [`topic::MAX_LEVELS`].
     pub max_topic_levels: usize,
+    /// Length of topics and filters. Beyond it as beyond the levels: 0x90 for a name, 0x8F for a filter.
+    pub max_topic_bytes: usize,
     /// Retained messages kept in memory: their number, and bytes of topics, properties and payloads. A new one
     /// beyond either is refused with 0x97; in 3.1.1 it is delivered but not retained.
     pub retained_max_messages: usize,
@@ -57,10 +60,18 @@ pub struct GatewayOptions {
     pub max_queued_messages: usize,
     /// A connection that has not sent its CONNECT by then is closed.
     pub first_packet_timeout_s: u16,
+    /// Of the plain listener.
+    pub limits: ListenerLimits,
+    /// Time within which connections of one client id, and takeovers of it, are counted.
+    pub flapping_window_s: u32,
+    /// How long a client that came too often is refused with 0x9F (3 in 3.1.1).
+    pub flapping_ban_s: u32,
     /// A turn of staged rows of this size goes to the log before the pass over the sockets ends.
     pub turn_bytes: usize,
     /// Bytes on their way to the disk, over all threads. Above it no socket is read.
     pub inflight_bytes: usize,
+    /// How often `$SYS` is published. Zero: never.
+    pub sys_interval: Duration,
     /// Sockets left unread for so long: QoS 0 messages are dropped and counted. Zero: never.
     pub shed_after: Duration,
     /// Where CONNECT packets wait until somebody says who the client is. None: all are anonymous and may do everything.
@@ -86,13 +97,18 @@ impl Default for GatewayOptions {
             max_sessions: 1_000_000,
             max_subscriptions_per_client: 1000,
             max_topic_levels: 32,
+            max_topic_bytes: u16::MAX.into(),
             retained_max_messages: 100_000,
             retained_max_bytes: 64 << 20,
             outbound_max_bytes: 1 << 20,
             max_queued_messages: 10_000,
             first_packet_timeout_s: 10,
+            limits: ListenerLimits::default(),
+            flapping_window_s: 60,
+            flapping_ban_s: 300,
             turn_bytes: 1 << 20,
             inflight_bytes: 64 << 20,
+            sys_interval: Duration::ZERO,
             shed_after: Duration::from_secs(5),
             logins: None,
             clock: Clock::Real,
@@ -123,6 +139,9 @@ impl GatewayOptions {
         range("maximum_qos", self.maximum_qos.into(), 0, 2)?;
         range("max_subscriptions_per_client", self.max_subscriptions_per_client, 1, 1_000_000)?;
         range("max_topic_levels", self.max_topic_levels, 1, topic::MAX_LEVELS)?;
+        range("max_topic_bytes", self.max_topic_bytes, 1, u16::MAX.into())?;
+        range("flapping_window_s", self.flapping_window_s as usize, 1, 86_400)?;
+        range("flapping_ban_s", self.flapping_ban_s as usize, 1, 86_400)?;
         range("outbound_max_bytes", self.outbound_max_bytes, 1024, 1 << 30)?;
         range("max_queued_messages", self.max_queued_messages, 1, 1 << 24)?;
         range("first_packet_timeout_s", self.first_packet_timeout_s.into(), 1, u16::MAX.into())?;

@@ -28,11 +28,21 @@ pub(super) struct Outbound {
     pub bytes: Vec<u8>,
     /// Written so far.
     pub at: usize,
+    /// Shown to those who watch, up to here; beyond the end: not from a packet's begin on.
+    pub traced: usize,
     inflight: VecDeque<Inflight>,
     last_id: u16,
     queue: VecDeque<Message>,
     /// Bytes of the messages that are kept here: queued, or in flight and kept.
     held_bytes: usize,
+}
+
+/// Messages sent and not acknowledged, messages queued, and the bytes of those that are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub inflight: usize,
+    pub queued: usize,
+    pub bytes: usize,
 }
 
 /// A message that was sent and is not acknowledged.
@@ -93,6 +103,11 @@ impl Outbound {
     /// Bytes that the socket has not taken.
     pub fn pending(&self) -> usize {
         self.bytes.len() - self.at
+    }
+
+    /// What waits for the client or its acknowledgement.
+    pub fn waiting(&self) -> Waiting {
+        Waiting { inflight: self.inflight.len(), queued: self.queue.len(), bytes: self.held_bytes }
     }
 
     /// Nothing waits for the client, so the memory can serve another.

@@ -8,11 +8,14 @@ use super::on_publish::on_publish;
 use super::on_subscribe::{on_subscribe, on_unsubscribe};
 use super::outbound::put_ack;
 use super::session::without_alias;
+use super::watch;
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Ack, Frame, Packet, PacketType, Properties, Publish, ReasonCode, frame};
 
 /// Handles the packets in `bytes`, of which the first may have begun in `conn.partial`.
-pub(super) fn packets(
+///
+/// WATCHED: each packet is looked at before it is handled; see [`watch`]
+pub(super) fn packets<const WATCHED: bool>(
     lane: &mut Lane,
     shared: &Shared,
     conn: &mut Connection,
@@ -37,6 +40,11 @@ pub(super) fn packets(
                     }
                 }
                 Frame::Complete { ty, flags, body, .. } => {
+                    if WATCHED && !watch::may_handle(lane, conn, ty, flags, body) {
+                        partial.extend_from_slice(bytes);
+                        watch::stash(conn, partial);
+                        return Ok(Flow::Paused);
+                    }
                     let flow = one(lane, shared, conn, slot, ty, flags, body, subscriptions)?;
                     if !matches!(flow, Flow::On) {
                         conn.partial = bytes.to_vec();
@@ -50,6 +58,10 @@ pub(super) fn packets(
     while !bytes.is_empty() {
         match frame(bytes, limit)? {
             Frame::Complete { ty, flags, body, total } => {
+                if WATCHED && !watch::may_handle(lane, conn, ty, flags, body) {
+                    watch::stash(conn, bytes.to_vec());
+                    return Ok(Flow::Paused);
+                }
                 let flow = one(lane, shared, conn, slot, ty, flags, body, subscriptions)?;
                 bytes = &bytes[total..];
                 if !matches!(flow, Flow::On) {

@@ -100,12 +100,16 @@ impl Transport {
     }
 
     /// Reads MQTT once. Gives the bytes, none: the peer writes nothing more; and whether there may be more without a
-    /// further event. `buffer` has room for 64 KiB at least.
+    /// further event. `buffer` has room for 64 KiB at least, of which a layer may need all, else no more than `most` are
+    /// filled.
     #[inline]
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    pub fn read(&mut self, buffer: &mut [u8], most: usize) -> io::Result<(usize, bool)> {
         match self {
             // A short read has emptied the socket.
-            Transport::Plain(stream, _) => stream.read(buffer).map(|taken| (taken, taken == buffer.len())),
+            Transport::Plain(stream, _) => {
+                let most = most.min(buffer.len());
+                stream.read(&mut buffer[..most]).map(|taken| (taken, taken == most))
+            }
             Transport::Layered(layered) => layered.read(buffer),
         }
     }

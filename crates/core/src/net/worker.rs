@@ -24,7 +24,10 @@ use super::message::Outgoing;
 use super::on_connect::on_answer;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
+use super::rate::Rates;
+use super::trace::trace_out;
 use super::transport::Transport;
+use super::watch::{Turn, is_watched};
 use super::wheel::{Entry, Wheel};
 use crate::mqtt::ReasonCode;
 
@@ -51,6 +54,10 @@ pub(super) struct Worker {
     pub(super) due: Vec<Entry>,
     /// Connections that may have something to read.
     pub(super) ready: Vec<u32>,
+    /// Connections that are not read until their rates allow it, and their links.
+    pub(super) paused: Vec<(u32, u32)>,
+    /// The last tick at which they were looked at.
+    unpaused: u32,
     buffer: Vec<u8>,
     pace: Pace,
     /// Reads that found something.
@@ -72,8 +79,9 @@ impl Worker {
             due: Vec::new(),
             lane,
             ready: Vec::new(),
+            paused: Vec::new(),
+            unpaused: 0,
             buffer: vec![0; READ_BYTES],
-
             mail: Vec::new(),
             stop: None,
         }
@@ -97,6 +105,10 @@ impl Worker {
                 _ => {}
             }
             self.lane.tick = self.lane.shared.options.clock.tick();
+            if self.lane.tick != self.unpaused {
+                self.unpaused = self.lane.tick;
+                self.unpause();
+            }
             self.read_mail();
             self.release();
             events.iter().for_each(|event| self.on_event(event));
@@ -194,6 +206,7 @@ impl Worker {
                     self.join(*conn);
                 }
                 Mail::VerifyAgain(listener) => self.verify_again(&listener),
+                Mail::Ask(question) => self.answer(*question),
                 Mail::Answered(answer) => self.answered(*answer),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
             }
@@ -219,7 +232,9 @@ impl Worker {
             }
             return;
         }
-        entry.insert(Connection::new(socket, number, self.lane.tick));
+        let mut conn = Connection::new(socket, number, self.lane.tick);
+        conn.rates = Rates::new(&conn.limits(), self.lane.tick);
+        entry.insert(conn);
         self.lane.counters.sockets += 1;
         self.set_timer(slot as u32);
         if self.stop.is_some() {
@@ -289,11 +304,22 @@ impl Worker {
             conn.held_back = true;
             return false;
         }
+        let mut most = buffer.len();
+        if conn.rates.is_some() && conn.state == State::Up {
+            match self.turn_of(slot) {
+                Turn::Waits => return false,
+                Turn::Handled => {
+                    return self.conns.get(slot as usize).is_some_and(|conn| conn.ready && !conn.is_paused());
+                }
+                Turn::Reads(bytes) => most = bytes.min(most),
+            }
+        }
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return false };
         let Some(socket) = &mut conn.socket else {
             conn.ready = false;
             return false;
         };
-        let (taken, more) = match socket.read(buffer) {
+        let (taken, more) = match socket.read(buffer, most) {
             Ok(taken) => taken,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 conn.ready = false;
@@ -326,7 +352,12 @@ impl Worker {
             conn.heard = self.lane.tick;
         }
         self.consume(slot, &buffer[..taken]);
-        more && self.conns.contains(slot as usize)
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return false };
+        if let Some(rates) = &mut conn.rates {
+            // What was read is handled; its price is paid before the next read.
+            rates.read(taken);
+        }
+        more && !conn.is_paused()
     }
 
     /// Handles all packets in `bytes`, joined to what was left of the last read, and keeps what is left now.
@@ -335,7 +366,12 @@ impl Worker {
         let shared = Arc::clone(&self.lane.shared);
         let mut subscriptions = Reading::new(&shared.subscriptions);
         self.lane.staging.open_run(slot, conn.generation, conn.link, Instant::now());
-        let outcome = packets(&mut self.lane, &shared, conn, slot, bytes, &mut subscriptions);
+        let lane = &mut self.lane;
+        let outcome = if is_watched(lane, conn) {
+            packets::<true>(lane, &shared, conn, slot, bytes, &mut subscriptions)
+        } else {
+            packets::<false>(lane, &shared, conn, slot, bytes, &mut subscriptions)
+        };
         self.lane.staging.close_run();
         drop(subscriptions);
         match outcome {
@@ -351,6 +387,7 @@ impl Worker {
         match flow {
             Flow::On => {}
             Flow::Asked => self.set_timer(slot),
+            Flow::Paused => self.pause(slot),
             Flow::Bye(normal) => self.end(slot, Ending::Goodbye(normal)),
             Flow::Refused => self.end(slot, Ending::Refused),
             Flow::Join(owner) => self.join_owner(slot, owner),
@@ -406,6 +443,7 @@ impl Worker {
     }
 
     fn deliver_own(&mut self) {
+        self.lane.publish_lifecycle();
         let own = usize::from(self.lane.thread);
         let Some(deliveries) = self.lane.fanout.deliveries.get_mut(own).filter(|own| !own.is_empty()) else {
             return;
@@ -426,6 +464,7 @@ impl Worker {
                 continue;
             };
             let manner = target.manner;
+            let dropped = self.lane.counters.dropped_deliveries;
             match deliveries.identifiers(&target) {
                 [] => conn.deliver(outgoing, manner, &mut self.lane.delivery()),
                 identifiers => {
@@ -439,16 +478,23 @@ impl Worker {
             if conn.state == State::Up {
                 self.lane.touch(conn, target.slot);
             }
+            if self.lane.counters.dropped_deliveries != dropped {
+                self.note_slow(target.slot);
+            }
         }
     }
 
     fn flush_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.lane.dirty);
+        let traced = self.lane.shared.traces.is_on();
         for slot in dirty.drain(..) {
             let Some(conn) = self.conns.get_mut(slot as usize).filter(|conn| conn.dirty) else { continue };
             conn.dirty = false;
             let lane = &mut self.lane;
             conn.answer_pings(&mut lane.pool, &mut lane.counters);
+            if traced {
+                trace_out(lane, conn);
+            }
             let flushed = conn.flush(&mut lane.pool, &mut lane.counters).and_then(|mut empty| {
                 // Room for messages that waited for it.
                 while empty && conn.send_queued(&mut lane.delivery()) {

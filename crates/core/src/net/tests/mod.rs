@@ -5,6 +5,8 @@ mod client;
 mod connecting;
 mod exactly_once;
 mod faults;
+mod inspecting;
+mod limits;
 mod publishing;
 mod sessions;
 mod shared;
