@@ -40,6 +40,7 @@ class Connections:
         self._lock = threading.Lock()
         self._idle: list[duckdb.DuckDBPyConnection] = []
         self._running: set[duckdb.DuckDBPyConnection] = set()
+        self._deadlines = _Deadlines()
         self._closed = False
 
     @contextlib.contextmanager
@@ -64,7 +65,7 @@ class Connections:
             try:
                 with self._lock:
                     self._running.add(cursor)
-                yield Query(cursor, self._settings, deadline, self._directory)
+                yield Query(cursor, self._settings, deadline, self._deadlines, self._directory)
             finally:
                 with self._lock:
                     self._running.discard(cursor)
@@ -82,17 +83,70 @@ class Connections:
             for cursor in self._running:
                 cursor.interrupt()
             idle, self._idle = self._idle, []
+        self._deadlines.close()
         for instance in idle:
             instance.close()
+
+
+class _Deadlines:
+    """One thread for all queries, which interrupts those that run too long. A thread a query costs it a millisecond."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: dict[duckdb.DuckDBPyConnection, float] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @contextlib.contextmanager
+    def watch(self, cursor: duckdb.DuckDBPyConnection, deadline: float) -> Iterator[None]:
+        """Meanwhile the cursor's query is interrupted when the time, by the monotonic clock, has come."""
+        with self._changed:
+            first = min(self._running.values(), default=float("inf"))
+            self._running[cursor] = deadline
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="query deadlines", daemon=True)
+                self._thread.start()
+            elif deadline < first:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running.pop(cursor, None)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                for cursor in [cursor for cursor, deadline in self._running.items() if deadline <= now]:
+                    del self._running[cursor]
+                    cursor.interrupt()
+                first = min(self._running.values(), default=None)
+                self._changed.wait(None if first is None else first - now)
 
 
 class Query:
     """One query on a connection of its own."""
 
     def __init__(
-        self, cursor: duckdb.DuckDBPyConnection, settings: QuerySettings, deadline: float, directory: Path
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        settings: QuerySettings,
+        deadline: float,
+        deadlines: _Deadlines,
+        directory: Path,
     ) -> None:
         self.cursor = cursor
+        self._deadlines = deadlines
         self._settings = settings
         self._deadline = deadline
         self._directory = directory
@@ -109,7 +163,7 @@ class Query:
         limit = self._settings.max_rows
         batches: list[pa.RecordBatch] = []
         rows = size = 0
-        with self._errors(), self._interrupted_at_deadline(), warnings.catch_warnings():
+        with self._errors(), self._limit(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             reader = self.cursor.execute(checked.sql, list(params)).to_arrow_reader(_BATCH_ROWS)
             for batch in reader:
@@ -129,18 +183,10 @@ class Query:
                 batches.append(batch)
             return pa.Table.from_batches(batches, reader.schema)
 
-    @contextlib.contextmanager
-    def _interrupted_at_deadline(self) -> Iterator[None]:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
+    def _limit(self) -> contextlib.AbstractContextManager[None]:
+        if time.monotonic() >= self._deadline:
             raise self._timeout()
-        timer = threading.Timer(left, self.cursor.interrupt)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return self._deadlines.watch(self.cursor, self._deadline)
 
     def _timeout(self) -> QueryLimitError:
         return QueryLimitError(
