@@ -216,6 +216,17 @@ DOWNLINK_OUTBOX = sa.Table(
 )
 
 
+#: Rows of a stream by the value of a captured level, as the ledger has counted them up to its offsets.
+LEDGER = sa.Table(
+    "ledger",
+    METADATA,
+    sa.Column("stream", sa.Integer, primary_key=True),
+    sa.Column("level", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+)
+
+
 def _create_all(connection: sa.Connection) -> None:
     METADATA.create_all(connection)
 
@@ -243,6 +254,7 @@ MIGRATIONS: Final = (
     _add_what_is_missing,  # alarms that remember rows and time
     _add_what_is_missing,  # what operators do: actions, shelves, silences
     _add_what_is_missing,  # incidents, escalation, digests
+    _add_what_is_missing,  # books of captured levels
 )
 
 

@@ -156,6 +156,10 @@ class StreamSettings(Section):
         4_000_000, gt=0, description="Readings remembered for it, about 60 bytes each; older ones go early."
     )
 
+    books: list[str] = Field(
+        default_factory=list, description="Captured levels whose values have books of their own, by row."
+    )
+
     @property
     def captures(self) -> list[str]:
         """Names of the captured topic levels, in their order."""
@@ -221,6 +225,11 @@ class StreamSettings(Section):
                 )
         if both := set(captures) & set(self.fields):
             raise ValueError(f"{sorted(both)} are both captured levels and fields")
+        for name in self.books:
+            if name not in captures:
+                raise ValueError(f"books: {name!r} is no captured level; there are {captures}")
+        if len(set(self.books)) != len(self.books):
+            raise ValueError(f"books: {self.books} names a level twice")
         columns = {*captures, *self.fields, "ts"}
         for name in self.dedupe:
             if name not in columns:

@@ -30,6 +30,7 @@ from headwater.gateway.listener import Gateway
 from headwater.gateway.logins import login_service, waiting_logins
 from headwater.gateway.logpace import LogPace
 from headwater.gateway.troubles import Troubles
+from headwater.ledger import Ledger
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA
 from headwater.selfcheck import SelfCheck, own_alarms
@@ -42,6 +43,7 @@ logger = structlog.get_logger(__name__)
 #: Least time between two steps of a service, seconds: bounds what a reader costs when commits are frequent.
 PACE_S = {
     "store": 0.05,
+    "ledger": 0.5,
     "streams": 0.05,
     "alarms": 0.01,
     "shadows": 0.005,
@@ -72,8 +74,7 @@ class Pipeline:
         with self.database.read() as connection:
             every_version = db.schemas(connection)
         self.log = EmbeddedLog(self.directory / "log", settings.log, every_version)
-        recovery = self.log.recovery()
-        logger.info("log opened", **recovery)
+        logger.info("log opened", **self.log.recovery())
         self.schemas, plans = schemas.registered(self.database, self.log, settings)
         for name, stream in settings.streams.items():
             if stream.dedupe:
@@ -81,7 +82,7 @@ class Pipeline:
                 self.log.dedupe(self.schemas[name], stream.dedupe, window, most, clock())
         self._workers: list[Worker] = []
         router = Router(settings.routes)
-        store = letters = engine = alarms = notifier = shadows = None
+        store = ledger = letters = engine = alarms = notifier = shadows = None
         if settings.pipeline.enabled:
             store = EmbeddedStore(self.log, self.directory, settings.store, settings.query, clock)
             store.create(DEAD_LETTERS_SCHEMA)
@@ -89,6 +90,7 @@ class Pipeline:
             letters = Letters(self.log, store.query, settings.streams, self.schemas, clock)
             for name in settings.streams:
                 store.create(self.schemas[name])
+            ledger = Ledger(self.log, self.database, store, settings.streams, self.schemas, clock)
             engine = EmbeddedEngine(self.log, self.directory, settings.engine, clock)
             for name, query in plans.items():
                 store.create(self.schemas[name], latest_by=query.latest_by)
@@ -127,6 +129,7 @@ class Pipeline:
             troubles=self.troubles,
             schemas=self.schemas,
             store=store,
+            ledger=ledger,
             letters=letters,
             engine=engine,
             alarms=alarms,
@@ -137,6 +140,7 @@ class Pipeline:
         selfcheck = SelfCheck(self.database, own_alarms(self.parts, settings.system.notify), clock, router)
         services = {
             "store": store,
+            "ledger": ledger,
             "streams": engine,
             "alarms": alarms,
             "shadows": shadows,

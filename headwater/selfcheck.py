@@ -18,7 +18,7 @@ from headwater.alerts import history
 from headwater.alerts.machine import Mark, Memory, Phase, State
 from headwater.alerts.routing import Router
 from headwater.alerts.tracker import Transition
-from headwater.api.books import books
+from headwater.api.books import books, each_level
 from headwater.api.parts import Parts
 from headwater.database import Database
 
@@ -169,7 +169,15 @@ def _unbalanced(parts: Parts) -> Findings:
         yield {"book": "messages"}, {"detail": "the equation of messages does not hold", **found["messages"]}
     for stream, terms in found["rows"].items():
         if not terms["balanced"]:
-            yield {"book": stream}, {"detail": f"the rows of {stream} do not balance", **terms}
+            yield {"book": stream}, {"detail": f"the rows of {stream} do not balance", **_terms(terms)}
+        for (level, value), found_there in each_level(terms).items():
+            if not found_there["balanced"]:
+                detail = f"the rows of {stream} with {level} = {value!r} do not balance"
+                yield {"book": f"{stream}/{level}/{value}"}, {"detail": detail, **found_there}
+
+
+def _terms(stream: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in stream.items() if name != "levels"}
 
 
 def _full(parts: Parts) -> Findings:

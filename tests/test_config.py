@@ -185,6 +185,10 @@ def test_key_defaults(tmp_path: Path, topic: str, fields: str, key: str | None) 
         ('[streams.t]\ntopic = "a/#/b"\nfields = { y = "double" }\n', "level '#' is neither text"),
         ('[streams.t]\ntopic = "$SYS/a"\nfields = { y = "double" }\n', "`$` topics belong to the server"),
         ('[streams.t]\ntopic = "a/{x}/{x}"\nfields = { y = "double" }\n', "captures a name twice"),
+        (
+            '[streams.t]\ntopic = "a/{x}"\nbooks = ["y"]\nfields = { y = "double" }\n',
+            "books: 'y' is no captured level; there are ['x']",
+        ),
         ('[streams.t]\ntopic = "a"\nfields = { ts = "double" }\n', "column 'ts' is reserved"),
         ('[streams.t]\ntopic = "a"\nfields = { Y = "double" }\n', "a name is lower-case letters"),
         ('[streams.t]\ntopic = "a"\nfields = { y = "binary" }\n', "JSON holds no binary"),

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from headwater.api.books import OUTCOMES, books
+from headwater.api.books import OUTCOMES, books, each_level
 from headwater.api.parts import Parts
 from headwater.gateway.logins import LoginService
 from headwater.latency import Latency
@@ -248,6 +248,16 @@ class Metrics:
             for term in ("decoded", "stored", "duplicates", "in_flight"):
                 rows.add_metric([stream, term], terms[term])
         yield rows
+        levels = GaugeMetricFamily(
+            "headwater_books_level_rows",
+            "Terms of the equation of rows by value of a captured level",
+            labels=["stream", "level", "value", "term"],
+        )
+        for stream, terms in found["rows"].items():
+            for (level, value), account in each_level(terms).items():
+                for term in ("decoded", "stored", "in_flight"):
+                    levels.add_metric([stream, level, value, term], account[term])
+        yield levels
 
 
 def _histogram(name: str, text: str, latency: Latency) -> Metric:

@@ -15,6 +15,7 @@ from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
 from headwater.gateway.logins import LoginService
 from headwater.gateway.troubles import Troubles
+from headwater.ledger import Ledger
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import Schema
 from headwater.store.base import Store
@@ -49,6 +50,7 @@ class Parts:
     troubles: Troubles
     schemas: Mapping[str, Schema]
     store: Store | None
+    ledger: Ledger | None
     letters: Letters | None
     engine: Engine | None
     alarms: AlarmService | None

@@ -317,7 +317,19 @@ def books(
         show([found], True)
     else:
         show([found["messages"]], False)
-        show([{"table": name, **terms} for name, terms in found["rows"].items()], False)
+        tables = found["rows"].items()
+        show(
+            [{"table": name, **{k: v for k, v in terms.items() if k != "levels"}} for name, terms in tables],
+            False,
+        )
+        levels = [
+            {"table": name, "level": level, "value": value, **account}
+            for name, terms in tables
+            for level, accounts in terms["levels"].items()
+            for value, account in accounts.items()
+        ]
+        if levels:
+            show(levels, False)
     if not found["balanced"]:
         fail(
             "the books do not balance: a message or a row is missing or there twice; the terms above say where"

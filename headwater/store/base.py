@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,6 +56,20 @@ class Account:
         return self.decoded == self.stored + self.duplicates + self.in_flight
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rows of one table by the values of some text columns, counted at one point of the log.
+
+    offsets:   that point: where the rows read end, per partition
+    stored:    by column and value, rows in the table's files; a NULL counts under "#"
+    in_memory: likewise, rows that no file holds yet
+    """
+
+    offsets: Offsets
+    stored: dict[str, Counter[str]]
+    in_memory: dict[str, Counter[str]]
+
+
 class Store(Protocol):
     """Tables of streams and queries, fed from the log, read by SQL. All methods may be called from any thread.
 
@@ -103,6 +118,12 @@ class Store(Protocol):
 
     def account(self, name: str) -> Account:
         """The books of one table, at one point. raises: NotFoundError"""
+
+    def count_by(self, name: str, columns: Sequence[str]) -> Held:
+        """Counts the rows of a table by each of these text columns; reads first what is durable in the log.
+
+        raises: NotFoundError, StoreError, LogError
+        """
 
     def tables(self) -> list[Table]:
         """All tables, by name."""

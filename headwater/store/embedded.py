@@ -11,6 +11,7 @@ Locks, in the order in which they may be taken: `_flushing` (one flush at a time
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,8 @@ from headwater.errors import NotFoundError, StoreError
 from headwater.latency import Latency
 from headwater.log.base import Log
 from headwater.records import Column, ColumnType, Offsets, Schema
-from headwater.store import guard, parquet, prune
-from headwater.store.base import Account, Table
+from headwater.store import counts, guard, parquet, prune
+from headwater.store.base import Account, Held, Table
 from headwater.store.connections import Connections, Query
 from headwater.store.delta import DataFile, StoredTable
 from headwater.store.tail import Tail
@@ -86,6 +87,8 @@ class _Snapshot:
     entry: _Entry
     files: tuple[DataFile, ...]
     tail: pa.Table = field(repr=False)
+    #: Where the tail ends.
+    offsets: Offsets
 
 
 class EmbeddedStore:
@@ -112,6 +115,8 @@ class EmbeddedStore:
         self.latency = Latency()
         self._entries: dict[str, _Entry] = {}
         self._messages: list[str] = []
+        #: By file and column, rows by value: a file never changes.
+        self._counts: dict[tuple[Path, str], Counter[str]] = {}
         #: Files whose bytes this process has seen to be whole.
         self._verified: set[Path] = set()
         durable.make_directory(self._directory)
@@ -194,6 +199,31 @@ class EmbeddedStore:
             duplicates = self._log.duplicates(entry.schema.stream)
             stored = sum(file.rows for file in entry.files)
             return Account(decoded + duplicates, stored, duplicates, in_flight)
+
+    def count_by(self, name: str, columns: Sequence[str]) -> Held:
+        if name not in self._entries:
+            raise NotFoundError(f"the store has no table {name!r}; create it first")
+        [snapshot] = self._snapshot(frozenset([name]))
+        self._verify(snapshot.entry, snapshot.files)
+        stored: dict[str, Counter[str]] = {column: Counter() for column in columns}
+        for file in snapshot.files:
+            for column in columns:
+                stored[column].update(self._of_file(file, column))
+        in_memory = {column: counts.values(snapshot.tail[column]) for column in columns}
+        return Held(snapshot.offsets, stored, in_memory)
+
+    def _of_file(self, file: DataFile, column: str) -> Counter[str]:
+        found = self._counts.get((file.path, column))
+        if found is None:
+            if column in file.columns:
+                try:
+                    found = counts.of_file(file.path, column)
+                except (OSError, pa.ArrowException) as error:
+                    raise StoreError(f"counting the rows of {file.path} by {column}: {error}") from error
+            else:
+                found = Counter({counts.NONE: file.rows})
+            self._counts[file.path, column] = found
+        return found
 
     def tables(self) -> list[Table]:
         with self._lock:
@@ -312,7 +342,10 @@ class EmbeddedStore:
         while True:
             with self._lock:
                 if all(self._catch_up(entry, end) for entry, end in zip(entries, ends, strict=True)):
-                    return [_Snapshot(entry, entry.files, entry.tail.table()) for entry in entries]
+                    return [
+                        _Snapshot(entry, entry.files, entry.tail.table(), entry.tail.offsets)
+                        for entry in entries
+                    ]
             self._flush_due()
 
     def _catch_up(self, entry: _Entry, end: Offsets) -> bool:

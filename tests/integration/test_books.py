@@ -15,7 +15,10 @@ from tests.integration import peer
 from tests.integration.peer import Peer
 from tests.integration.server import TELEMETRY, Server
 
-CONFIG = '[store]\nflush_interval = "300ms"\n' + TELEMETRY
+CONFIG = '[store]\nflush_interval = "300ms"\n' + TELEMETRY.replace(
+    "[streams.telemetry.fields]", 'books = ["site"]\n[streams.telemetry.fields]'
+)
+SITES = ("hall", "roof")
 OUTCOMES = ("decoded", "raw_only", "live_only", "dead_lettered", "shed", "refused")
 
 
@@ -58,6 +61,8 @@ def look(server: Server) -> dict[str, float]:
     assert messages["received"] == sum(messages[each] for each in (*OUTCOMES, "in_flight"))
     for stream, rows in page["rows"].items():
         assert rows["decoded"] == rows["stored"] + rows["duplicates"] + rows["in_flight"], stream
+    for site, account in page["rows"]["telemetry"]["levels"]["site"].items():
+        assert account["decoded"] == account["stored"] + account["in_flight"], site
     return terms
 
 
@@ -65,7 +70,7 @@ def load(
     address: tuple[str, int], level: int, rounds: int, stop: threading.Event, totals: list[dict[str, int]]
 ) -> None:
     """Messages of every outcome, 100 a round; adds to `totals` how many of each were acknowledged."""
-    sent = {"decoded": 0, "dead_lettered": 0, "live_only": 0, "raw_only": 0, "refused": 0}
+    sent = dict.fromkeys(("decoded", "dead_lettered", "live_only", "raw_only", "refused", *SITES), 0)
     with Peer(address, level) as device:
         device.login(f"load{level}")
         for _ in range(rounds):
@@ -79,13 +84,15 @@ def load(
                 if n == 51 and level == 5:
                     kind = "refused"
                 topic, payload = {
-                    "decoded": (f"dt/hall/d{n}/telemetry", b'{"seq": 1}'),
+                    "decoded": (f"dt/{SITES[n % 2]}/d{n}/telemetry", b'{"seq": 1}'),
                     "dead_lettered": (f"dt/hall/d{n}/telemetry", b"{"),
                     "live_only": ("elsewhere", b"1"),
                     "raw_only": ("kept/here", b"1"),
                     "refused": ("$SYS/mine", b"1"),
                 }[kind]
                 sent[kind] += 1
+                if kind == "decoded":
+                    sent[SITES[n % 2]] += 1
                 data += peer.publish(level, topic, payload, qos=1, packet_id=n, retain=kind == "raw_only")
             device.send(data)
             for _ in range(100):
@@ -98,6 +105,7 @@ def load(
 def test_the_books_balance_at_every_look_under_load_and_after_restarts(server: Callable[..., Server]) -> None:
     up = server(CONFIG)
     rows = letters = 0
+    by_site = dict.fromkeys(SITES, 0)
     for restart in range(2):
         up.start()
         look(up)
@@ -126,9 +134,14 @@ def test_the_books_balance_at_every_look_under_load_and_after_restarts(server: C
             assert terms[outcome] == sum(total[outcome] for total in totals), outcome
         rows += sum(total["decoded"] for total in totals)
         letters += sum(total["dead_lettered"] for total in totals)
+        for site in SITES:
+            by_site[site] += sum(total[site] for total in totals)
         assert up.value("SELECT COUNT(*) FROM telemetry") == rows
         assert up.value("SELECT COUNT(*) FROM dead_letters") == letters
-        assert up.get("/api/v1/books")["rows"]["telemetry"]["decoded"] == rows
+        book = up.get("/api/v1/books")["rows"]["telemetry"]
+        assert book["decoded"] == rows
+        levels = book["levels"]["site"]
+        assert {site: account["decoded"] for site, account in levels.items()} == by_site
         if restart == 0:
             up.kill()
         else:
