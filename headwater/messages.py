@@ -6,12 +6,13 @@ import json
 import queue
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.reasoncodes import ReasonCode
+from typing import TYPE_CHECKING
 
 from headwater.errors import HeadwaterError
+
+if TYPE_CHECKING:
+    import paho.mqtt.client as mqtt
+    from paho.mqtt.reasoncodes import ReasonCode
 
 #: Longest wait for an answer of the server, seconds.
 TIMEOUT_S = 30.0
@@ -107,6 +108,10 @@ def subscribe(
 
 
 def _connect(address: tuple[str, int], credentials: Credentials | None) -> mqtt.Client:
+    # Here, so that the verbs that send nothing, `up` before all, do not wait for it.
+    import paho.mqtt.client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
+
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
     if credentials is not None:
         client.username_pw_set(*credentials)

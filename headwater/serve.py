@@ -7,15 +7,18 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
-import uvicorn
 
-from headwater.api.app import create_app
 from headwater.config import Settings
 from headwater.errors import ListenError
 from headwater.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    import uvicorn
 
 logger = structlog.get_logger(__name__)
 
@@ -25,8 +28,8 @@ SWITCH_S = 0.0005
 
 
 def serve(settings: Settings) -> None:
-    """Runs until SIGTERM or SIGINT, then drains. Prints one line per listener once everything is ready. SIGHUP
-    reads certificates anew.
+    """Runs until SIGTERM or SIGINT, then drains. Devices are accepted as soon as the log is recovered; prints one line
+    per listener once everything is ready, HTTP too. SIGHUP reads certificates anew.
 
     raises: ConfigError, DataDirectoryError, ListenError, LogCorruptError
     """
@@ -35,34 +38,44 @@ def serve(settings: Settings) -> None:
     with _listen(settings.http.host, settings.http.port) as listener:
         pipeline = Pipeline(settings)
         try:
-            app = create_app(pipeline.parts)
-            config = uvicorn.Config(
-                app, log_config=None, access_log=False, timeout_graceful_shutdown=3, ws="none"
-            )
-            server = _Server(config)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _end)
+            signal.signal(signal.SIGHUP, lambda _number, _frame: pipeline.reload())
             http = _address(listener)
-            server.when_started = lambda: _announce(pipeline, settings, http)
+            server = _server(pipeline, lambda: _announce(pipeline, settings, http))
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.handle_exit)
-            signal.signal(signal.SIGHUP, lambda _number, _frame: pipeline.reload())
             server.run(sockets=[listener])
         finally:
             pipeline.stop()
 
 
-class _Server(uvicorn.Server):
-    """Tells when it accepts connections; signals are ours."""
+def _end(_number: int, _frame: FrameType | None) -> None:
+    """Told to stop before HTTP answers: the pipeline, which accepts devices already, still drains."""
+    sys.exit(0)
 
-    when_started: staticmethod | None = None  # type: ignore[type-arg]
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.when_started is not None:
-            self.when_started()
+def _server(pipeline: Pipeline, when_started: Callable[[], None]) -> uvicorn.Server:
+    """The HTTP server. Its libraries are loaded here, after the pipeline: no device waits for them."""
+    import uvicorn
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    from headwater.api.app import create_app
+
+    class Server(uvicorn.Server):
+        """Tells when it accepts connections; signals are ours."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            when_started()
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    app = create_app(pipeline.parts)
+    return Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3, ws="none")
+    )
 
 
 def _announce(pipeline: Pipeline, settings: Settings, http: str) -> None:
