@@ -215,6 +215,17 @@ DOWNLINK_OUTBOX = sa.Table(
     sa.Column("retain", sa.Boolean, nullable=False),
 )
 
+#: The last retained message of each topic. at: its arrival. properties: encoded MQTT 5 properties.
+RETAINED = sa.Table(
+    "retained",
+    METADATA,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("qos", sa.Integer, nullable=False),
+    sa.Column("properties", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+
 
 def _create_all(connection: sa.Connection) -> None:
     METADATA.create_all(connection)
@@ -243,6 +254,7 @@ MIGRATIONS: Final = (
     _add_what_is_missing,  # alarms that remember rows and time
     _add_what_is_missing,  # what operators do: actions, shelves, silences
     _add_what_is_missing,  # incidents, escalation, digests
+    _add_what_is_missing,  # retained messages
 )
 
 
