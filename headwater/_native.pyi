@@ -161,7 +161,8 @@ class Gateway:
     ) -> None:
         """Opens the listeners and starts.
 
-        options: `host`, `port` and the limits of the `mqtt` section; `listeners`, each with `name`, `transport`,
+        options: `host`, `port` and the limits of the `mqtt` section; `retained` [(topic, properties, payload, qos,
+                 age in seconds)]; `listeners`, each with `name`, `transport`,
                  `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
                  `proxy_protocol`, `max_connections`, `limits`; `limits`: `connect_rate`, `message_rate`, `byte_rate`,
                  `flapping_connects`, `max_takeovers`, 0 for none

@@ -215,6 +215,17 @@ DOWNLINK_OUTBOX = sa.Table(
     sa.Column("retain", sa.Boolean, nullable=False),
 )
 
+#: The last retained message of each topic. at: its arrival. properties: encoded MQTT 5 properties.
+RETAINED = sa.Table(
+    "retained",
+    METADATA,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("qos", sa.Integer, nullable=False),
+    sa.Column("properties", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+
 
 #: Rows of a stream by the value of a captured level, as the ledger has counted them up to its offsets.
 LEDGER = sa.Table(
@@ -255,6 +266,7 @@ MIGRATIONS: Final = (
     _add_what_is_missing,  # what operators do: actions, shelves, silences
     _add_what_is_missing,  # incidents, escalation, digests
     _add_what_is_missing,  # books of captured levels
+    _add_what_is_missing,  # retained messages
 )
 
 

@@ -29,6 +29,7 @@ from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
 from headwater.gateway.logins import login_service, waiting_logins
 from headwater.gateway.logpace import LogPace
+from headwater.gateway.retained import RetainedKeeper
 from headwater.gateway.troubles import Troubles
 from headwater.ledger import Ledger
 from headwater.log.embedded import EmbeddedLog
@@ -48,6 +49,7 @@ PACE_S = {
     "alarms": 0.01,
     "shadows": 0.005,
     "notifier": 0.02,
+    "retained": 0.05,
     "selfcheck": 1.0,
 }
 
@@ -108,15 +110,20 @@ class Pipeline:
                 self.log.hold("pipeline disabled", schema.stream, self.log.start(schema.stream))
         for message in store.messages() if store is not None else ():
             logger.warning("store repaired", detail=message)
-        streams = {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()}
         self.logins = login_service(settings.auth, settings.policies, self.directory)
+        retained = (
+            RetainedKeeper.caught_up(self.log, self.database, clock)
+            if settings.mqtt.retain_available
+            else None
+        )
         self.gateway = Gateway(
             self.log,
             settings.mqtt,
             settings.listeners,
             self.directory / "ca",
-            streams,
+            {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()},
             self.logins.native if self.logins else None,
+            retained.messages() if retained is not None else (),
         )
         self.troubles = Troubles(self.gateway)
         self.parts = Parts(
@@ -145,6 +152,7 @@ class Pipeline:
             "alarms": alarms,
             "shadows": shadows,
             "notifier": notifier,
+            "retained": retained,
             "selfcheck": selfcheck,
         }
         for name, service in services.items():

@@ -92,8 +92,8 @@ def _columns(**types: ColumnType) -> tuple[Column, ...]:
 
 _T = ColumnType
 
-#: Messages as they came, for readers that need the payload. `request` correlates a REST call, NULL from MQTT.
-RAW_SCHEMA: Final = Schema(
+#: The first version of `RAW_SCHEMA`: rows that an earlier Headwater wrote.
+_RAW_SCHEMA_1: Final = Schema(
     1,
     RAW,
     "_raw",
@@ -108,6 +108,10 @@ RAW_SCHEMA: Final = Schema(
     ),
     None,
 )
+
+#: Messages as they came, for readers that need the payload. `request` correlates a REST call, NULL from MQTT;
+#: `properties`: encoded MQTT 5 properties without their length, NULL where there are none.
+RAW_SCHEMA: Final = Schema(6, RAW, "_raw", (*_RAW_SCHEMA_1.columns, Column("properties", _T.BINARY)), None)
 
 #: Payloads that could not be decoded. `ts` is the time of arrival.
 DEAD_LETTERS_SCHEMA: Final = Schema(
@@ -155,7 +159,14 @@ REPLAYS_SCHEMA: Final = Schema(
 )
 
 #: The product's own streams; their ids are fixed.
-OWN_SCHEMAS: Final = (RAW_SCHEMA, DEAD_LETTERS_SCHEMA, DOWNLINK_SCHEMA, STEPS_SCHEMA, REPLAYS_SCHEMA)
+OWN_SCHEMAS: Final = (
+    _RAW_SCHEMA_1,
+    RAW_SCHEMA,
+    DEAD_LETTERS_SCHEMA,
+    DOWNLINK_SCHEMA,
+    STEPS_SCHEMA,
+    REPLAYS_SCHEMA,
+)
 
 #: Those that SQL sees as tables.
 OWN_TABLES: Final = (DEAD_LETTERS_SCHEMA.name, REPLAYS_SCHEMA.name)

@@ -331,6 +331,7 @@ class ShadowService:
             "retain": [False],
             "payload": [payload],
             "request": [id_],
+            "properties": [None],
         }
         try:
             batch = pa.RecordBatch.from_pydict(row, schema=RAW_SCHEMA.arrow)

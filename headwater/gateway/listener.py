@@ -15,6 +15,7 @@ from headwater.config import MqttSettings
 from headwater.declarations import StreamSettings
 from headwater.gateway.certificates import own_files
 from headwater.gateway.limits import limits
+from headwater.gateway.retained import StoredMessage
 from headwater.listeners import ListenerSettings
 from headwater.log.embedded import EmbeddedLog, InferredField
 from headwater.records import Schema
@@ -42,6 +43,7 @@ class Gateway:
     directory: where certificates of our own are kept, for listeners that name none
     streams:   settings and registered schema by stream name
     logins:    where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
+    retained:  what was retained before the start
     raises:    ListenError when an address is taken, ConfigError for a stream that cannot be compiled or a certificate
                that cannot be used
     """
@@ -54,6 +56,7 @@ class Gateway:
         directory: Path,
         streams: Mapping[str, tuple[StreamSettings, Schema]],
         logins: _native.Logins | None = None,
+        retained: Sequence[StoredMessage] = (),
     ) -> None:
         options = settings.model_dump(exclude={"insecure", "listeners", *_OF_LISTENERS})
         options["limits"] = limits(settings, settings.host, settings.max_connect_rate)
@@ -65,6 +68,7 @@ class Gateway:
             for each in listeners
         ]
         options["threads"] = settings.threads or os.cpu_count() or 1
+        options["retained"] = list(retained)
         options["raw_filters"] = list(RAW_FILTERS)
         bindings = [
             declaration(name, stream, schema, log.inferred(schema.stream) if stream.infer else ())

@@ -75,6 +75,7 @@ class Site:
                 body if isinstance(body, bytes) else json.dumps(body).encode() for _, body in messages
             ],
             "request": [None] * len(messages),
+            "properties": [None] * len(messages),
         }
         self.log.append([(RAW_SCHEMA, pa.RecordBatch.from_pydict(columns, schema=RAW_SCHEMA.arrow))])
 

@@ -14,6 +14,8 @@ from typing import Any
 import aiomqtt
 import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from tests.integration import peer
 from tests.integration.peer import Peer
@@ -90,6 +92,40 @@ def test_a_retained_message_is_replayed_flagged_and_cleared_by_an_empty_one(up: 
             assert heard_later.get(timeout=PATIENCE_S)[0] == "subscribed"
             published(device, topic, b"live", qos=1)
             assert heard_later.get(timeout=PATIENCE_S).payload == b"live", "the cleared message came back"
+
+
+@VERSIONS
+def test_retained_messages_survive_kills_and_orderly_restarts(
+    server: Callable[..., Server], version: int
+) -> None:
+    up = server(TELEMETRY).start()
+    properties = None
+    if version == mqtt.MQTTv5:
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ContentType, properties.MessageExpiryInterval = "text/plain", 3600
+    for end in (up.kill, up.stop, up.kill):
+        with paho(up, version) as (device, _):
+            for n in range(200):
+                sent = device.publish(f"kept/{n}", f"{end.__name__} {n}", qos=1 + n % 2, retain=True)
+            sent.wait_for_publish(PATIENCE_S)
+            published(device, "kept/5", b"", retain=True)
+            last = device.publish("kept/6", b"last", 1, retain=True, properties=properties)
+            last.wait_for_publish(PATIENCE_S)
+            assert last.is_published()
+        end()
+        up.start()
+        with paho(up, version) as (late, heard):
+            late.subscribe("kept/#", 2)
+            assert heard.get(timeout=PATIENCE_S)[0] == "subscribed"
+            found = {m.topic: m for m in (heard.get(timeout=PATIENCE_S) for _ in range(199))}
+            assert heard.empty()
+        wanted = {f"kept/{n}": (f"{end.__name__} {n}".encode(), 1 + n % 2) for n in range(200) if n != 5}
+        wanted["kept/6"] = b"last", 1
+        assert {topic: (m.payload, m.qos) for topic, m in found.items()} == wanted
+        if version == mqtt.MQTTv5:
+            assert found["kept/6"].properties.ContentType == "text/plain"
+            assert 0 < found["kept/6"].properties.MessageExpiryInterval <= 3600
+    up.stop()
 
 
 @LEVELS

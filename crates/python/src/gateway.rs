@@ -8,11 +8,12 @@ use std::time::Duration;
 use headwater_core::decode::{FieldSpec, Suggestion, suggest};
 use headwater_core::net::{
     ClientCertificates, Clock, Gateway, GatewayError, GatewayOptions, Kicked, ListenerLimits,
-    ListenerOptions, LoopBusy, StreamBinding, TlsFiles, WebSocketOptions,
+    ListenerOptions, LoopBusy, StoredMessage, StreamBinding, TlsFiles, WebSocketOptions,
 };
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::clients::{self, PyTrace};
@@ -46,6 +47,8 @@ struct Options {
     max_session_expiry_s: u32,
     max_sessions: usize,
     retain_available: bool,
+    /// Topic, properties, payload, QoS and age in seconds.
+    retained: Vec<(String, PyBackedBytes, PyBackedBytes, u8, u32)>,
     max_retained_messages: usize,
     max_retained_bytes: usize,
     max_payload_bytes: usize,
@@ -148,6 +151,17 @@ fn resolve(py: Python<'_>, name: &str, host: &str, port: u16) -> PyResult<Socket
 }
 
 impl Options {
+    fn stored(&self) -> Vec<StoredMessage> {
+        let stored = self.retained.iter().map(|(topic, properties, payload, qos, age_s)| StoredMessage {
+            topic: topic.clone(),
+            properties: properties.to_vec(),
+            payload: payload.to_vec(),
+            qos: *qos,
+            age_s: *age_s,
+        });
+        stored.collect()
+    }
+
     fn convert(&self, address: SocketAddr, listeners: Vec<ListenerOptions>) -> GatewayOptions {
         GatewayOptions {
             address,
@@ -163,6 +177,7 @@ impl Options {
             max_session_expiry_s: self.max_session_expiry_s,
             max_sessions: self.max_sessions,
             retain_available: self.retain_available,
+            retained: self.stored(),
             max_subscriptions_per_client: self.max_subscriptions,
             max_topic_levels: self.max_topic_levels,
             max_topic_bytes: self.max_topic_bytes,

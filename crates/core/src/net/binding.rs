@@ -227,7 +227,7 @@ fn reserved(id: u32, stream: StreamId, name: &str, columns: &[(&str, ColumnType)
     Schema { id: SchemaId(id), stream, name: name.to_owned(), columns, key: None, ts }
 }
 
-/// `_raw`: messages as they came.
+/// `_raw`: messages as they came. Its first version, schema 1, had no properties.
 pub fn raw_schema() -> Schema {
     use ColumnType::*;
     let columns = [
@@ -238,8 +238,9 @@ pub fn raw_schema() -> Schema {
         ("retain", Boolean),
         ("payload", Binary),
         ("request", String),
+        ("properties", Binary),
     ];
-    reserved(1, RAW, "_raw", &columns)
+    reserved(6, RAW, "_raw", &columns)
 }
 
 /// `dead_letters`: payloads that could not be decoded.

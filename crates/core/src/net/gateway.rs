@@ -19,7 +19,7 @@ use super::clock::ticks;
 use super::closes::{Close, Closes};
 use super::counters::{Counters, Latency, Shown, histogram, latency};
 use super::downlink::Downlink;
-use super::events::{Event, Events};
+use super::events::{Event, EventKind, Events};
 use super::flapping::Flapping;
 use super::inbox::{Inbox, Mail};
 use super::lane::Shared;
@@ -35,7 +35,7 @@ use super::trace::Traces;
 use super::unmatched::{Unmatched, UnmatchedTopics};
 use super::worker::{WAKE, Worker};
 use crate::log::{Log, LogError};
-use crate::mqtt::Trie;
+use crate::mqtt::{ReasonCode, Trie};
 
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -75,7 +75,7 @@ impl Gateway {
     /// `raw_filters` are logged to `_raw` too.
     pub fn start(
         log: Log,
-        options: GatewayOptions,
+        mut options: GatewayOptions,
         streams: Vec<StreamBinding>,
         raw_filters: Vec<String>,
     ) -> Result<Gateway, GatewayError> {
@@ -97,6 +97,7 @@ impl Gateway {
             .iter()
             .map(|poll| Ok(Inbox::new(Waker::new(poll.registry(), WAKE)?)))
             .collect::<io::Result<Vec<Inbox>>>()?;
+        let stored = std::mem::take(&mut options.retained);
         let shared = Arc::new(Shared {
             log,
             started: Instant::now(),
@@ -126,6 +127,14 @@ impl Gateway {
             group_seed: seed.rotate_left(29),
             options,
         });
+        let tick = shared.options.clock.tick();
+        for message in &stored {
+            if let Err(why) = shared.retained.restore(message, tick) {
+                let detail =
+                    format!("the stored message of topic {:?} is not retained: {why}", message.topic);
+                shared.events.add(EventKind::PublishRefused, "", ReasonCode::QuotaExceeded, detail);
+            }
+        }
         if let Some(logins) = &shared.options.logins {
             logins.serve(&shared);
         }

@@ -1,5 +1,7 @@
 //! A message on its way to subscribers: borrowed while it is passed on, owned while it waits.
 
+use std::borrow::Cow;
+
 use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
 use crate::mqtt::{Publish, QoS};
 
@@ -96,6 +98,15 @@ impl Message {
             let properties = with_expiry(self.outgoing().properties, interval_s - waited_s);
             send(Outgoing { properties: &properties, ..self.outgoing() });
         }
+    }
+}
+
+/// `properties` of a message that has waited elsewhere; None once it has expired.
+pub(super) fn aged(properties: &[u8], waited_s: u32) -> Option<Cow<'_, [u8]>> {
+    match Properties::from_checked(properties).number(PropertyId::MessageExpiryInterval) {
+        None => Some(Cow::Borrowed(properties)),
+        Some(interval_s) if waited_s >= interval_s => None,
+        Some(interval_s) => Some(Cow::Owned(with_expiry(properties, interval_s - waited_s))),
     }
 }
 

@@ -79,5 +79,6 @@ pub use listener::{
 };
 pub use logins::{Certificate, Login, LoginOptions, Logins, Principal};
 pub use options::GatewayOptions;
+pub use retained::StoredMessage;
 pub use trace::{Trace, TraceFilter, TraceLine};
 pub use unmatched::Unmatched;

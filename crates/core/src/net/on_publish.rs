@@ -66,6 +66,8 @@ pub(super) fn on_publish(
         lane.counters.denied_publish += 1;
         return refuse(lane, conn, publish, ReasonCode::NotAuthorized, access::PUBLISH_DENIED);
     }
+    let mut publish = publish;
+    let live;
     if publish.retain && !retain(lane, shared, publish) {
         // Who cannot be told would send the message again and again, so there it counts as a live one.
         let why = "the table of retained messages is full (retained_max_messages, retained_max_bytes)";
@@ -74,6 +76,8 @@ pub(super) fn on_publish(
         }
         let detail = format!("topic {:?} is not retained: {why}", publish.topic);
         shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
+        live = Publish { retain: false, ..*publish };
+        publish = &live;
     }
     if publish.qos == QoS::ExactlyOnce {
         conn.session().incoming.insert(publish.packet_id);
@@ -102,10 +106,11 @@ pub(super) fn publish_will(
     let mut sent = false;
     will.send_at(lane.tick, |outgoing| {
         sent = true;
-        let publish = outgoing.publish(will.qos, will.retain, 0);
+        let mut publish = outgoing.publish(will.qos, will.retain, 0);
         if publish.retain && !retain(lane, shared, &publish) {
             let detail = format!("the will's topic {:?} is not retained: the table is full", publish.topic);
             shared.events.add(EventKind::PublishRefused, sender.client_id, ReasonCode::QuotaExceeded, detail);
+            publish.retain = false;
         }
         accept(lane, shared, sender, &publish, &mut subscriptions);
     });
@@ -215,9 +220,10 @@ fn accept(
             Cell::Bytes(publish.topic.as_bytes()),
             Cell::Bytes(sender.client_id.as_bytes()),
             Cell::Bigint(publish.qos as i64),
-            Cell::Boolean(publish.retain),
+            Cell::Boolean(publish.retain && shared.options.retain_available),
             Cell::Bytes(publish.payload),
             Cell::Null,
+            if publish.properties.is_empty() { Cell::Null } else { Cell::Bytes(publish.properties.raw()) },
         ]);
         if fate == Fate::LiveOnly {
             fate = Fate::RawOnly;

@@ -6,8 +6,21 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::message::{Message, Outgoing};
-use crate::mqtt::{QoS, topic};
+use super::message::{Message, Outgoing, aged};
+use crate::mqtt::properties::{Place, Properties};
+use crate::mqtt::{PacketType, QoS, topic};
+
+/// A message that was retained before the start.
+#[derive(Clone, Debug, Default)]
+pub struct StoredMessage {
+    pub topic: String,
+    /// Encoded MQTT 5 properties, without their length.
+    pub properties: Vec<u8>,
+    pub payload: Vec<u8>,
+    pub qos: u8,
+    /// Since its arrival; its expiry interval counts from there.
+    pub age_s: u32,
+}
 
 /// The table has its most messages or bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +60,25 @@ impl Retained {
         let topic = topic.into();
         table.messages.insert(topic, Arc::new(message));
         Ok(())
+    }
+
+    /// Takes over what was retained before; why not, where that cannot be. What has expired is left out.
+    pub fn restore(&self, stored: &StoredMessage, tick: u32) -> Result<(), &'static str> {
+        let StoredMessage { topic, payload, .. } = stored;
+        if !topic::is_name(topic) || payload.is_empty() {
+            return Err("it has no topic name or no payload");
+        }
+        if Properties::check(&stored.properties, Place::In(PacketType::Publish)).is_err() {
+            return Err("its properties are damaged");
+        }
+        let Some(properties) = aged(&stored.properties, stored.age_s) else { return Ok(()) };
+        let qos = match stored.qos {
+            0 => QoS::AtMostOnce,
+            1 => QoS::AtLeastOnce,
+            _ => QoS::ExactlyOnce,
+        };
+        let full = "the table is full (retained_max_messages, retained_max_bytes)";
+        self.set(Outgoing { topic, properties: &properties, payload }, qos, tick).map_err(|Full| full)
     }
 
     pub fn clear(&self, topic: &str) {
@@ -132,5 +164,33 @@ mod tests {
         assert_eq!(retained.size(), (1, 2));
         retained.clear("a");
         assert_eq!(retained.size(), (1, 2));
+    }
+
+    #[test]
+    fn what_was_retained_before_the_start_ages_and_is_checked() {
+        use crate::mqtt::properties::{Property, PropertyId, Value, encode};
+
+        let retained = Retained::new(2, 1000);
+        let interval = Property { id: PropertyId::MessageExpiryInterval, value: Value::FourByte(10) };
+        let stored = |topic: &str, properties: &[u8], age_s| StoredMessage {
+            topic: topic.to_owned(),
+            properties: properties.to_vec(),
+            payload: b"p".to_vec(),
+            qos: 1,
+            age_s,
+        };
+        let expiring = encode(&[interval]);
+        assert_eq!(retained.restore(&stored("gone", &expiring, 10), 5), Ok(()));
+        assert_eq!(retained.restore(&stored("left", &expiring, 7), 5), Ok(()));
+        assert_eq!(topics(&retained, "#"), ["left"]);
+        let mut left = None;
+        retained.matching("left")[0].send_at(5, |out| {
+            left = Properties::from_checked(out.properties).number(PropertyId::MessageExpiryInterval);
+        });
+        assert_eq!(left, Some(3));
+        assert!(retained.restore(&stored("a/+", &[], 0), 5).is_err());
+        assert!(retained.restore(&stored("a", &[0xFF], 0), 5).is_err());
+        assert_eq!(retained.restore(&stored("a", &[], 0), 5), Ok(()));
+        assert!(retained.restore(&stored("b", &[], 0), 5).is_err());
     }
 }
