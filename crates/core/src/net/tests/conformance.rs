@@ -6,11 +6,17 @@ mod peer;
 mod properties;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
 
 use self::notation::{Pattern, pattern, written};
 use self::peer::Peer;
-use super::{Fixture, GatewayOptions};
+use super::{Fixture, GatewayOptions, log_options, schemas};
+use crate::log::Log;
 use crate::mqtt::Version;
 
 /// Seconds that the sessions of `keep` outlive their connections.
@@ -97,10 +103,15 @@ struct Stage {
 
 impl Stage {
     fn new(options: &[(&str, u64)], version: Version) -> Stage {
-        let fixture = Fixture::with(|all| {
+        // What a disk takes for each of hundreds of logs is not what these tests are about.
+        let memory = Path::new("/dev/shm");
+        let directory = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
+        let log = Log::open(directory.path(), log_options(), schemas()).unwrap();
+        let mut fixture = Fixture::on_log(log, |all| {
             all.threads = 1;
             options.iter().for_each(|(key, value)| change(all, key, *value));
         });
+        fixture._directory = Some(directory);
         Stage { fixture, version, peers: BTreeMap::new() }
     }
 
@@ -206,20 +217,35 @@ impl Stage {
     }
 }
 
+/// Cases that run at a time: each waits for its gateway to begin and to end, rather than computes.
+const AT_ONCE: usize = 8;
+
 fn run(text: &str) {
     let cases = cases(text);
-    let mut failures = Vec::new();
-    for version in [Version::V311, Version::V5] {
-        let mut shared = Stage::new(&[], version);
-        for case in cases.iter().filter(|case| case.versions.contains(&version)) {
-            let played = if case.short && case.options.is_empty() {
-                shared.play(case)
-            } else {
-                Stage::new(&case.options, version).play(case)
-            };
-            failures.extend(played.err());
+    let both = [Version::V311, Version::V5];
+    let all = both.iter().flat_map(|version| cases.iter().map(move |case| (*version, case)));
+    let all = all.filter(|(version, case)| case.versions.contains(version));
+    let (short, long): (Vec<_>, Vec<_>) = all.partition(|(_, case)| case.short && case.options.is_empty());
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for version in both {
+            let (short, failures) = (&short, &failures);
+            scope.spawn(move || {
+                let mut stage = Stage::new(&[], version);
+                for (_, case) in short.iter().filter(|(of, _)| *of == version) {
+                    failures.lock().extend(stage.play(case).err());
+                }
+            });
         }
-    }
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((version, case)) = long.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    failures.lock().extend(Stage::new(&case.options, *version).play(case).err());
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner();
     assert!(
         failures.is_empty(),
         "{} of {} cases fail:\n{}",
