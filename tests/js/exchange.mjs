@@ -11,12 +11,15 @@ const wait = (emitter, event) => new Promise((resolve) => emitter.once(event, (.
 const heard = [];
 
 const subscriber = await mqtt.connectAsync(url, { ...options, clientId: `js-${version}-subscriber` });
-const all = new Promise((resolve) => {
-  subscriber.on("message", (topic, payload, packet) => {
-    const { qos, retain, properties = {} } = packet;
-    heard.push({ topic, payload: payload.toString(), qos, retain, user: properties.userProperties ?? null });
-    if (topic === `js/${version}/will`) resolve();
-  });
+// What was published, beside the will: a message of QoS 2 is heard at its PUBREL, which a will might overtake.
+let published, all;
+const first = new Promise((resolve) => { published = resolve; });
+const last = new Promise((resolve) => { all = resolve; });
+subscriber.on("message", (topic, payload, packet) => {
+  const { qos, retain, properties = {} } = packet;
+  heard.push({ topic, payload: payload.toString(), qos, retain, user: properties.userProperties ?? null });
+  if (heard.length === 4) published();
+  if (topic === `js/${version}/will`) all();
 });
 const publisher = await mqtt.connectAsync(url, {
   ...options,
@@ -29,11 +32,12 @@ for (const qos of [0, 1, 2]) {
   const properties = v5 ? { userProperties: { k: `v${qos}` } } : undefined;
   await publisher.publishAsync(`js/${version}/${qos}`, `at ${qos}`, { qos, properties });
 }
+await first;
 // Without DISCONNECT, so that its will is published.
 const closed = wait(publisher, "close");
 publisher.stream.destroy();
 await closed;
-await all;
+await last;
 await subscriber.unsubscribeAsync(`js/${version}/#`);
 await subscriber.endAsync();
 console.log(JSON.stringify({ granted: granted.map((each) => each.qos), heard }));
