@@ -41,6 +41,19 @@ pub fn is_ascii(bytes: &[u8]) -> bool {
     words(bytes).fold(0, |all, (_, word)| all | word) & HIGHS == 0
 }
 
+/// Whether all bytes are printable ASCII, or space.
+#[inline(always)]
+pub fn is_plain(bytes: &[u8]) -> bool {
+    // Per byte, in its highest bit: below 0x20 or above 0x7e. Borrows and carries come only from bytes that are.
+    let odd = |word: u64| (word.wrapping_sub(ONES * 0x20) & !word) | word.wrapping_add(ONES) | word;
+    let (whole, rest) = bytes.as_chunks::<8>();
+    let found = whole.iter().fold(0, |found, bytes| found | odd(word(bytes))) & HIGHS;
+    match bytes.last_chunk::<8>() {
+        Some(last) => (found | odd(word(last))) & HIGHS == 0,
+        None => rest.iter().all(|byte| (0x20..0x7f).contains(byte)),
+    }
+}
+
 /// Whether one of `wanted` is among `bytes`.
 #[inline(always)]
 pub fn contains<const N: usize>(bytes: &[u8], wanted: [u8; N]) -> bool {
@@ -120,6 +133,16 @@ mod tests {
         #[test]
         fn contains_is_contains(bytes in proptest::collection::vec(0u8..60, 0..30)) {
             prop_assert_eq!(contains(&bytes, [0, 59]), bytes.contains(&0) || bytes.contains(&59));
+        }
+
+        #[test]
+        fn plain_is_printable_ascii(bytes in proptest::collection::vec(0x1du8..0x82, 0..30), one: u8) {
+            let printable = |bytes: &[u8]| bytes.iter().all(|byte| (0x20..=0x7e).contains(byte));
+            prop_assert_eq!(is_plain(&bytes), printable(&bytes));
+            let plain: Vec<u8> = bytes.iter().map(|byte| byte % 0x5f + 0x20).collect();
+            prop_assert!(is_plain(&plain));
+            let mixed = [&plain[..], &[one], &plain[..]].concat();
+            prop_assert_eq!(is_plain(&mixed), printable(&mixed));
         }
 
         #[test]

@@ -48,7 +48,9 @@ impl<'a> Connect<'a> {
             ("MQTT", 4) => Version::V311,
             ("MQTT", 5) => Version::V5,
             ("MQTT", _) => return Err(unsupported("protocol level is neither 4 (MQTT 3.1.1) nor 5")),
-            ("MQIsdp", _) => return Err(unsupported("MQTT 3.1 is not supported, use 3.1.1 or 5")),
+            // All that its clients may say is said in the same way in 3.1.1.
+            ("MQIsdp", 3) => Version::V311,
+            ("MQIsdp", _) => return Err(unsupported("protocol level is not 3 (MQTT 3.1)")),
             _ => return Err(unsupported("protocol name is not MQTT")),
         };
         let flags = reader.u8()?;
@@ -65,15 +67,12 @@ impl<'a> Connect<'a> {
         let will_qos = QoS::from_bits(flags >> 3 & 3).ok_or(PacketError::malformed("will QoS 3"))?;
         let keep_alive_s = reader.u16()?;
         let properties = read_properties(&mut reader, version, Place::In(PacketType::Connect))?;
-        let client_id = reader.string()?;
+        let client_id = reader.name()?;
         let will = if has_will {
             let properties = read_properties(&mut reader, version, Place::Will)?;
-            let topic = reader.string()?;
+            let topic = reader.name()?;
             if !topic::is_name(topic) {
-                return Err(PacketError::new(
-                    ReasonCode::TopicNameInvalid,
-                    "will topic is empty or contains a wildcard",
-                ));
+                return Err(PacketError::malformed("will topic is empty or contains a wildcard"));
             }
             let payload = reader.binary()?;
             Some(Will { topic, payload, qos: will_qos, retain: flags & WILL_RETAIN != 0, properties })
@@ -118,10 +117,16 @@ impl<'a> Connect<'a> {
     }
 }
 
+/// Whether the client speaks MQTT 3.1, whose CONNACK has no session present flag.
+pub fn is_v31(body: &[u8]) -> bool {
+    body.starts_with(b"\0\x06MQIsdp")
+}
+
 /// The version a CONNECT asks for, as far as it can be told from a body that does not parse: how to word the answer.
+/// Bridges set the highest bit of 3.1 and 3.1.1 and understand the answer of these alone.
 pub fn asked_version(body: &[u8]) -> Version {
     match body {
-        [0, 4, b'M', b'Q', b'T', b'T', level, ..] if *level >= 5 => Version::V5,
+        [0, 4, b'M', b'Q', b'T', b'T', 5..0x80, ..] => Version::V5,
         _ => Version::V311,
     }
 }

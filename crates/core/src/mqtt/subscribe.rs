@@ -27,7 +27,10 @@ impl SubscriptionOptions {
         if byte & reserved != 0 {
             return Err(PacketError::malformed("reserved bits of the subscription options are set"));
         }
-        let qos = QoS::from_bits(byte & 3).ok_or(PacketError::malformed("a subscription asks for QoS 3"))?;
+        let qos = QoS::from_bits(byte & 3).ok_or(match version {
+            Version::V311 => PacketError::malformed("a subscription asks for QoS 3"),
+            Version::V5 => PacketError::protocol("a subscription asks for QoS 3"),
+        })?;
         let retain_handling = byte >> 4 & 3;
         if retain_handling == 3 {
             return Err(PacketError::protocol("retain handling 3"));
@@ -111,13 +114,11 @@ fn one_filter<'a>(
 }
 
 fn checked_filter<'a>(reader: &mut Reader<'a>) -> Result<&'a str, PacketError> {
-    let filter = reader.string()?;
+    let filter = reader.name()?;
     match topic::is_filter(filter) {
         true => Ok(filter),
-        false => Err(PacketError::new(
-            ReasonCode::TopicFilterInvalid,
-            "a topic filter is empty or has a wildcard in the wrong place",
-        )),
+        // 0x8F is for filters that are well-formed and not accepted (section 3.9.3).
+        false => Err(PacketError::malformed("a topic filter is empty or has a wildcard in the wrong place")),
     }
 }
 

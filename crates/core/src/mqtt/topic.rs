@@ -1,5 +1,7 @@
 //! Topic names, topic filters and stream topics (section 4.7).
 
+use crate::short;
+
 /// The longest topic, in bytes: the length of a string is two bytes.
 pub const MAX_BYTES: usize = 65_535;
 
@@ -10,6 +12,15 @@ pub const MAX_LEVELS: usize = 128;
 pub fn has_wildcard(topic: &str) -> bool {
     // No early exit: short topics are judged in one vectorised pass.
     topic.bytes().fold(false, |found, byte| found | (byte == b'+') | (byte == b'#'))
+}
+
+/// Control characters and non-characters, which a receiver may refuse (section 1.5.4): in topics, filters and client
+/// identifiers they serve nothing but to deceive those who read them.
+pub(super) fn has_disallowed(text: &str) -> bool {
+    !short::is_plain(text.as_bytes())
+        && text.chars().any(|c| {
+            c.is_control() || matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe
+        })
 }
 
 /// A name to publish to: not empty, no wildcard, no U+0000.

@@ -1,6 +1,7 @@
 //! The data types of section 1.5: integers, variable byte integer, UTF-8 string, binary data.
 
-use super::reason::{PacketError, ReasonCode};
+use super::reason::PacketError;
+use super::topic;
 use crate::short;
 
 /// The largest value of a variable byte integer (four bytes of seven bits).
@@ -13,6 +14,8 @@ pub struct Reader<'a> {
 }
 
 const NUL: PacketError = PacketError::malformed("a string contains the character U+0000");
+const DISALLOWED: PacketError =
+    PacketError::malformed("a name contains a control character or a non-character");
 const CUT: PacketError = PacketError::malformed("a field reaches beyond the end of its packet");
 
 impl<'a> Reader<'a> {
@@ -95,16 +98,27 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    /// A string that names a topic to publish to: no wildcards.
+    /// A string that names something: none of the code points that section 1.5.4 lets a receiver refuse.
+    #[inline]
+    pub fn name(&mut self) -> Result<&'a str, PacketError> {
+        let text = self.string()?;
+        if topic::has_disallowed(text) { Err(DISALLOWED) } else { Ok(text) }
+    }
+
+    /// The name of a topic to publish to: no wildcards.
     #[inline]
     pub fn topic_name(&mut self) -> Result<&'a str, PacketError> {
         let text = self.text()?;
-        if !short::contains(text.as_bytes(), [0, b'+', b'#']) {
+        if short::is_plain(text.as_bytes()) && !short::contains(text.as_bytes(), [b'+', b'#']) {
             Ok(text)
         } else if text.as_bytes().contains(&0) {
             Err(NUL)
+        } else if topic::has_wildcard(text) {
+            Err(PacketError::malformed("a topic name contains a wildcard"))
+        } else if topic::has_disallowed(text) {
+            Err(DISALLOWED)
         } else {
-            Err(PacketError::new(ReasonCode::TopicNameInvalid, "a topic name contains a wildcard"))
+            Ok(text)
         }
     }
 

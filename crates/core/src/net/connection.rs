@@ -182,6 +182,17 @@ impl Connection {
         self.out.get_or_insert_with(|| pool.pop().unwrap_or_default())
     }
 
+    /// Appends a packet, if the client's maximum packet size allows it (section 3.1.2.11.4).
+    pub fn put_within(&mut self, pool: &mut Pool, encode: impl FnOnce(Version, &mut Vec<u8>)) {
+        let (version, most) = (self.version, self.max_packet_bytes as usize);
+        let bytes = &mut self.out(pool).bytes;
+        let before = bytes.len();
+        encode(version, bytes);
+        if bytes.len() - before > most {
+            bytes.truncate(before);
+        }
+    }
+
     /// Bytes that the socket has not taken.
     pub fn pending(&self) -> usize {
         self.out.as_ref().map_or(0, |out| out.pending())
@@ -294,7 +305,8 @@ impl Connection {
             if self.state == State::Parked { 0 } else { usize::from(self.receive_maximum).min(MAX_INFLIGHT) };
         let keep = session.as_ref().is_some_and(|session| session.expiry_s > 0);
         let aliases = session.map(|session| &mut session.given);
-        Some((out, Wording { version: self.version, aliases, window, keep }))
+        let max_packet_bytes = self.max_packet_bytes as usize;
+        Some((out, Wording { version: self.version, max_packet_bytes, aliases, window, keep }))
     }
 
     /// A QoS 2 message is through the log, or not: gives the code of its PUBREC.

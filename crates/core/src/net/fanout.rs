@@ -55,9 +55,8 @@ impl Subscriber {
     /// Overlapping filters of one client: one copy, at the highest QoS (section 3.3.4).
     fn merge(&mut self, other: Subscriber) {
         let qos = self.qos().max(other.qos()) as u8;
-        let no_local = self.options & other.options & NO_LOCAL;
         let retain = (self.options | other.options) & RETAIN_AS_PUBLISHED;
-        self.options = qos | no_local | retain;
+        self.options = qos | retain;
     }
 
     fn key(&self) -> (u64, ConnId) {
@@ -242,14 +241,17 @@ impl Fanout {
                 continue;
             }
             let copies = rest.iter().take_while(|other| **other == hit).count();
-            let mut merged = hit;
+            let mut merged: Option<Subscriber> = None;
             let mut identifiers = std::mem::take(&mut self.identifiers);
             identifiers.clear();
             for copy in &rest[..copies] {
-                merged.merge(*copy);
+                if copy.options & NO_LOCAL != 0 && from == Some(copy.conn) {
+                    continue;
+                }
+                merged.get_or_insert(*copy).merge(*copy);
                 identifiers.push(copy.identifier);
             }
-            if merged.options & NO_LOCAL == 0 || from != Some(hit.conn) {
+            if let Some(merged) = merged {
                 self.put(merged, &identifiers, outgoing, qos, retain);
             }
             self.identifiers = identifiers;

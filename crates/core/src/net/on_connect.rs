@@ -27,6 +27,7 @@ pub(super) struct Hello {
     server_keep_alive_s: Option<u16>,
     /// Where it is not what the client asked for.
     session_expiry_s: Option<u32>,
+    v31: bool,
 }
 
 pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body: &[u8]) -> Flow {
@@ -38,7 +39,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
         }
     };
     conn.version = connect.version;
-    let v5 = connect.version == Version::V5;
+    let (v5, v31) = (connect.version == Version::V5, connect::is_v31(body));
     let number = |id| connect.properties.number(id);
     conn.receive_maximum = number(PropertyId::ReceiveMaximum).map_or(u16::MAX, |value| value as u16);
     conn.granted = lane.pressure.receive_maximum(lane.shared.options.receive_maximum);
@@ -57,8 +58,8 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     }
     let assigned = connect.client_id.is_empty();
     if assigned {
-        if !v5 && !connect.clean_start {
-            let why = "an empty client identifier needs a clean session";
+        if !v5 && (!connect.clean_start || v31) {
+            let why = "an empty client identifier needs a clean session, and MQTT 3.1.1 or later";
             return refuse(lane, conn, slot, ReasonCode::ClientIdentifierNotValid, why);
         }
         // After the answer the one that was asked about.
@@ -114,7 +115,12 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
         assigned,
         server_keep_alive_s: server_keep_alive.then_some(keep_alive_s),
         session_expiry_s: (expiry_s != asked).then_some(expiry_s),
+        v31,
     };
+    if v5 && connack(lane, conn, &hello, false).len() > conn.max_packet_bytes as usize {
+        let why = "the CONNACK is larger than the client's maximum packet size";
+        return refuse(lane, conn, slot, ReasonCode::ImplementationSpecificError, why);
+    }
     let id = lane.id(slot, conn.generation);
     match lane.shared.registry.claim(&conn.client_id, id) {
         Ok(()) => {
@@ -195,15 +201,23 @@ pub(super) fn welcome(
     conn.heard = lane.tick;
     // The timeout of the first packet counts no more.
     conn.timer = 0;
-    let properties = if conn.version == Version::V5 { told(lane, conn, hello) } else { Vec::new() };
-    let connack = Connack { session_present, code: 0, properties: Properties::from_checked(&properties) };
-    connack.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
+    let connack = connack(lane, conn, hello, session_present);
+    conn.out(&mut lane.pool).bytes.extend_from_slice(&connack);
     lane.counters.packets_out += 1;
     lane.counters.connections += 1;
     lane.counters.connections_total += 1;
     conn.since_ms = (now_us() / 1000).unsigned_abs();
     lane.note_connected(conn, slot);
     lane.touch(conn, slot);
+}
+
+fn connack(lane: &Lane, conn: &Connection, hello: &Hello, session_present: bool) -> Vec<u8> {
+    let properties = if conn.version == Version::V5 { told(lane, conn, hello) } else { Vec::new() };
+    let session_present = session_present && !hello.v31;
+    let connack = Connack { session_present, code: 0, properties: Properties::from_checked(&properties) };
+    let mut bytes = Vec::with_capacity(32);
+    connack.encode(conn.version, &mut bytes);
+    bytes
 }
 
 /// What CONNACK tells an MQTT 5 client: only where we differ from the standard's defaults.
@@ -269,7 +283,8 @@ pub(super) fn refuse(
         Version::V5 => (Some(reason as u8), reason_properties(conn, true, 5, why)),
         Version::V311 => (reason.connect_return_code(), Vec::new()),
     };
-    if let Some(code) = code {
+    // The smallest CONNACK of MQTT 5.
+    if let Some(code) = code.filter(|_| conn.max_packet_bytes >= 5) {
         let properties = Properties::from_checked(&properties);
         let connack = Connack { session_present: false, code, properties };
         connack.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);

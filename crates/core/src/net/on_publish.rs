@@ -21,7 +21,7 @@ use super::registry::ConnId;
 use super::turn::{Fate, Staging};
 use crate::decode::{DecodeError, Decoded, SparkplugContext, SparkplugTopic, StreamPlan, sparkplug_rebirth};
 use crate::mqtt::properties::PropertyId;
-use crate::mqtt::{Publish, QoS, ReasonCode, Version};
+use crate::mqtt::{Publish, QoS, ReasonCode, Version, topic};
 use crate::rows::Cell;
 
 /// Who a message comes from.
@@ -102,21 +102,14 @@ pub(super) fn publish_will(
     lane.staging.open_run(u32::MAX, 0, 0, now);
     lane.received_at_us = now_us();
     let mut subscriptions = Reading::new(&shared.subscriptions);
-    // What has expired is not published, and counts as what nobody wanted.
-    let mut sent = false;
-    will.send_at(lane.tick, |outgoing| {
-        sent = true;
-        let mut publish = outgoing.publish(will.qos, will.retain, 0);
-        if publish.retain && !retain(lane, shared, &publish) {
-            let detail = format!("the will's topic {:?} is not retained: the table is full", publish.topic);
-            shared.events.add(EventKind::PublishRefused, sender.client_id, ReasonCode::QuotaExceeded, detail);
-            publish.retain = false;
-        }
-        accept(lane, shared, sender, &publish, &mut subscriptions);
-    });
-    if !sent {
-        lane.staging.message(0, ReasonCode::Success, Fate::LiveOnly, false);
+    // Its expiry interval begins now (section 3.1.3.2.4).
+    let mut publish = will.outgoing().publish(will.qos, will.retain, 0);
+    if publish.retain && !retain(lane, shared, &publish) {
+        let detail = format!("the will's topic {:?} is not retained: the table is full", publish.topic);
+        shared.events.add(EventKind::PublishRefused, sender.client_id, ReasonCode::QuotaExceeded, detail);
+        publish.retain = false;
     }
+    accept(lane, shared, sender, &publish, &mut subscriptions);
     lane.staging.close_run();
 }
 
@@ -300,6 +293,12 @@ fn reserved(topic: &str) -> Option<(ReasonCode, &'static str)> {
     }
     if topic.starts_with(EVENTS) {
         return Some((ReasonCode::NotAuthorized, "clients do not publish lifecycle events"));
+    }
+    if topic::is_shared(topic) {
+        return Some((
+            ReasonCode::NotAuthorized,
+            "$share is not the name of topics but of shared subscriptions",
+        ));
     }
     None
 }

@@ -95,7 +95,7 @@ pub(super) fn on_subscribe(
     let codes: Vec<u8> =
         codes.into_iter().map(|code| if !v5 && code.is_error() { 0x80 } else { code as u8 }).collect();
     let suback = Suback { packet_id: subscribe.packet_id, properties: Properties::NONE, codes: &codes };
-    suback.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
+    conn.put_within(&mut lane.pool, |version, out| suback.encode(version, out));
     lane.counters.packets_out += 1;
     let granted = subscribe.filters().zip(&codes).filter(|(_, code)| **code < 0x80);
     lane.note_subscriptions(conn, slot, "subscribed", granted.map(|((filter, _), _)| filter));
@@ -166,7 +166,7 @@ pub(super) fn on_unsubscribe(
     shared.subscribed.store(trie.len(), Ordering::Relaxed);
     drop(trie);
     let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::NONE, codes: &codes };
-    unsuback.encode(conn.version, &mut conn.out(&mut lane.pool).bytes);
+    conn.put_within(&mut lane.pool, |version, out| unsuback.encode(version, out));
     lane.counters.packets_out += 1;
     lane.note_subscriptions(conn, slot, "unsubscribed", unsubscribe.filters());
     lane.touch(conn, slot);

@@ -35,6 +35,8 @@ pub(super) struct Outbound {
     queue: VecDeque<Message>,
     /// Bytes of the messages that are kept here: queued, or in flight and kept.
     held_bytes: usize,
+    /// Those in flight that have not been sent over this connection yet.
+    unsent: usize,
 }
 
 /// Messages sent and not acknowledged, messages queued, and the bytes of those that are kept.
@@ -50,6 +52,8 @@ pub(super) struct Waiting {
 struct Inflight {
     packet_id: u16,
     step: Step,
+    /// Over this connection.
+    sent: bool,
     /// Kept where it may have to be sent again.
     message: Option<Box<Message>>,
 }
@@ -61,6 +65,10 @@ enum Step {
     Pubrec,
     Pubcomp,
 }
+
+/// An acknowledgement of another kind than the QoS of its message asks for (section 3.3.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WrongAck;
 
 /// How a message comes to a client.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +82,8 @@ pub(super) struct Manner {
 /// How packets are written for one client.
 pub(super) struct Wording<'a> {
     pub version: Version,
+    /// The client's maximum packet size.
+    pub max_packet_bytes: usize,
     pub aliases: Option<&'a mut GivenAliases>,
     /// At most so many messages in flight.
     pub window: usize,
@@ -81,10 +91,21 @@ pub(super) struct Wording<'a> {
     pub keep: bool,
 }
 
+/// Bytes that a topic alias adds to a packet at most: the property, and one for each of two lengths.
+const ALIAS_BYTES: usize = 5;
+
 impl Wording<'_> {
+    /// Section 3.1.2.11.4: what is larger than the client takes is not sent, as if it had been.
+    fn fits(&self, publish: &Publish<'_>) -> bool {
+        publish.encoded_len(self.version) <= self.max_packet_bytes
+    }
+
     fn write(&mut self, publish: Publish<'_>, bytes: &mut Vec<u8>) {
+        let room = self.max_packet_bytes.saturating_sub(ALIAS_BYTES);
         let alias = match &mut self.aliases {
-            Some(aliases) if self.version == Version::V5 => aliases.of(publish.topic),
+            Some(aliases) if self.version == Version::V5 && publish.encoded_len(self.version) <= room => {
+                aliases.of(publish.topic)
+            }
             _ => Alias::None,
         };
         let (topic, alias) = match alias {
@@ -139,7 +160,7 @@ impl Outbound {
                 return;
             }
             wording.write(outgoing.publish(qos, retain, 0), &mut self.bytes);
-        } else if fits && self.queue.is_empty() && self.inflight.len() < wording.window {
+        } else if fits && self.queue.is_empty() && self.unsent == 0 && self.inflight.len() < wording.window {
             let keep = wording.keep || group != 0;
             if keep && self.held_bytes + outgoing.len() > with.options.outbound_max_bytes {
                 with.counters.dropped_deliveries += 1;
@@ -148,7 +169,8 @@ impl Outbound {
             let kept = keep.then(|| Box::new(owned(outgoing, manner, with.tick)));
             self.held_bytes += kept.as_ref().map_or(0, |message| message.len());
             let packet_id = self.next_id();
-            self.inflight.push_back(Inflight { packet_id, step: Step::first(qos), message: kept });
+            let step = Step::first(qos);
+            self.inflight.push_back(Inflight { packet_id, step, sent: true, message: kept });
             wording.write(outgoing.publish(qos, retain, packet_id), &mut self.bytes);
         } else if self.queue.len() < with.options.max_queued_messages
             && self.held_bytes + outgoing.len() <= with.options.outbound_max_bytes
@@ -168,23 +190,35 @@ impl Outbound {
     /// Sends queued messages as far as window and buffer allow. True: something was written.
     pub fn send_queued(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) -> bool {
         let before = self.bytes.len();
+        if self.unsent > 0 {
+            self.send_again(wording, with);
+        }
         while self.inflight.len() < wording.window && self.pending() < with.options.outbound_max_bytes {
             let Some(message) = self.queue.pop_front() else { break };
             self.held_bytes -= message.len();
             let (qos, retain) = (message.qos, message.retain);
             let mut packet_id = None;
             message.send_at(with.tick, |outgoing| {
-                let id = self.next_id();
-                packet_id = Some(id);
-                wording.write(outgoing.publish(qos, retain, id), &mut self.bytes);
+                if wording.fits(&outgoing.publish(qos, retain, 1)) {
+                    let id = self.next_id();
+                    packet_id = Some(id);
+                    wording.write(outgoing.publish(qos, retain, id), &mut self.bytes);
+                } else {
+                    with.counters.dropped_deliveries += 1;
+                }
             });
-            // None: it expired while it waited.
+            // None: it expired while it waited, or the client has come back with a smaller maximum packet size.
             let Some(packet_id) = packet_id else { continue };
             with.counters.delivered += 1;
             with.counters.packets_out += 1;
             let kept = (wording.keep || message.group != 0).then(|| Box::new(message));
             self.held_bytes += kept.as_ref().map_or(0, |message| message.len());
-            self.inflight.push_back(Inflight { packet_id, step: Step::first(qos), message: kept });
+            self.inflight.push_back(Inflight {
+                packet_id,
+                step: Step::first(qos),
+                sent: true,
+                message: kept,
+            });
         }
         self.bytes.len() > before
     }
@@ -193,12 +227,33 @@ impl Outbound {
     pub fn resend(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) {
         // What was not kept had a session that ended with its connection.
         self.inflight.retain(|sent| sent.message.is_some() || sent.step == Step::Pubcomp);
-        for sent in &self.inflight {
+        self.inflight.iter_mut().for_each(|sent| sent.sent = false);
+        self.unsent = self.inflight.len();
+        self.send_again(wording, with);
+    }
+
+    /// Of what was in flight before this connection: each PUBREL, and as many messages as its window allows.
+    fn send_again(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) {
+        let mut at = 0;
+        while let Some(sent) = self.inflight.get_mut(at).filter(|_| self.unsent > 0) {
+            at += 1;
+            if sent.sent {
+                continue;
+            }
+            let mut fits = true;
             match &sent.message {
-                Some(message) if sent.step != Step::Pubcomp => message.resend_at(with.tick, |outgoing| {
-                    let publish = outgoing.publish(message.qos, message.retain, sent.packet_id);
-                    wording.write(Publish { dup: true, ..publish }, &mut self.bytes);
-                }),
+                Some(message) if sent.step != Step::Pubcomp => {
+                    if at > wording.window {
+                        continue;
+                    }
+                    message.resend_at(with.tick, |outgoing| {
+                        let publish = outgoing.publish(message.qos, message.retain, sent.packet_id);
+                        fits = wording.fits(&publish);
+                        if fits {
+                            wording.write(Publish { dup: true, ..publish }, &mut self.bytes);
+                        }
+                    });
+                }
                 _ => put_ack(
                     PacketType::Pubrel,
                     sent.packet_id,
@@ -207,57 +262,77 @@ impl Outbound {
                     &mut self.bytes,
                 ),
             }
+            if !fits {
+                at -= 1;
+                self.remove(at);
+                with.counters.dropped_deliveries += 1;
+                continue;
+            }
+            sent.sent = true;
+            self.unsent -= 1;
             with.counters.packets_out += 1;
         }
     }
 
     /// PUBACK. An unknown id is of no consequence.
-    pub fn puback(&mut self, packet_id: u16) {
-        self.finish(packet_id, Step::Puback);
+    pub fn puback(&mut self, packet_id: u16) -> Result<(), WrongAck> {
+        self.finish(packet_id, Step::Puback)
     }
 
     /// PUBREC: gives the reason code of the PUBREL that follows; none follows an error.
-    pub fn pubrec(&mut self, packet_id: u16, error: bool) -> Option<ReasonCode> {
-        let known = |sent: &Inflight| sent.packet_id == packet_id && sent.step != Step::Puback;
-        let Some(at) = self.inflight.iter().position(known) else {
-            return (!error).then_some(ReasonCode::PacketIdentifierNotFound);
+    pub fn pubrec(&mut self, packet_id: u16, error: bool) -> Result<Option<ReasonCode>, WrongAck> {
+        let Some(at) = self.inflight.iter().position(|sent| sent.packet_id == packet_id) else {
+            return Ok((!error).then_some(ReasonCode::PacketIdentifierNotFound));
         };
+        let sent = &mut self.inflight[at];
+        if sent.step == Step::Puback {
+            return Err(WrongAck);
+        }
         if error {
             self.remove(at);
-            return None;
+            return Ok(None);
         }
-        let sent = &mut self.inflight[at];
         sent.step = Step::Pubcomp;
         if let Some(message) = sent.message.take() {
             self.held_bytes -= message.len();
         }
-        Some(ReasonCode::Success)
+        Ok(Some(ReasonCode::Success))
     }
 
     /// PUBCOMP.
-    pub fn pubcomp(&mut self, packet_id: u16) {
-        self.finish(packet_id, Step::Pubcomp);
+    pub fn pubcomp(&mut self, packet_id: u16) -> Result<(), WrongAck> {
+        self.finish(packet_id, Step::Pubcomp)
     }
 
-    fn finish(&mut self, packet_id: u16, step: Step) {
-        let known = |sent: &Inflight| sent.packet_id == packet_id && sent.step == step;
+    fn finish(&mut self, packet_id: u16, step: Step) -> Result<(), WrongAck> {
+        let known = |sent: &Inflight| sent.packet_id == packet_id;
         // Acknowledgements come in order, as a rule.
-        if self.inflight.front().is_some_and(known) {
-            self.remove(0);
+        let at = if self.inflight.front().is_some_and(known) {
+            0
         } else if let Some(at) = self.inflight.iter().position(known) {
-            self.remove(at);
+            at
+        } else {
+            return Ok(());
+        };
+        if self.inflight[at].step != step {
+            return Err(WrongAck);
         }
+        self.remove(at);
+        Ok(())
     }
 
     fn remove(&mut self, at: usize) {
-        if let Some(message) = self.inflight.remove(at).and_then(|sent| sent.message) {
-            self.held_bytes -= message.len();
-        }
+        let Some(sent) = self.inflight.remove(at) else { return };
+        self.unsent -= usize::from(!sent.sent);
+        self.held_bytes -= sent.message.map_or(0, |message| message.len());
     }
 
-    /// Takes out the messages of shared subscriptions that another member has to get now.
+    /// Takes out the messages of shared subscriptions that another member has to get now. One of QoS 2 that was sent is
+    /// this client's alone (section 4.8.2).
     pub fn take_shared(&mut self) -> Vec<Message> {
-        let sent = std::mem::take(&mut self.inflight).into_iter().filter_map(|sent| Some(*sent.message?));
+        self.unsent = 0;
+        let sent = std::mem::take(&mut self.inflight).into_iter();
+        let sent = sent.filter(|sent| sent.step == Step::Puback).filter_map(|sent| Some(*sent.message?));
         sent.chain(std::mem::take(&mut self.queue)).filter(|message| message.group != 0).collect()
     }
 
@@ -308,7 +383,7 @@ mod tests {
     use super::*;
 
     fn sent(packet_id: u16) -> Inflight {
-        Inflight { packet_id, step: Step::Puback, message: None }
+        Inflight { packet_id, step: Step::Puback, sent: true, message: None }
     }
 
     #[test]
@@ -322,10 +397,12 @@ mod tests {
     #[test]
     fn an_acknowledgement_of_another_kind_frees_nothing() {
         let mut out = Outbound { inflight: [sent(1)].into(), ..Outbound::default() };
-        out.pubcomp(1);
-        assert_eq!(out.pubrec(1, false), Some(ReasonCode::PacketIdentifierNotFound));
+        assert_eq!(out.pubcomp(1), Err(WrongAck));
+        assert_eq!(out.pubrec(1, false), Err(WrongAck));
+        assert_eq!(out.puback(2), Ok(()));
+        assert_eq!(out.pubrec(2, false), Ok(Some(ReasonCode::PacketIdentifierNotFound)));
         assert!(!out.is_idle());
-        out.puback(1);
+        assert_eq!(out.puback(1), Ok(()));
         assert!(out.is_idle());
     }
 }

@@ -6,7 +6,7 @@ use super::lane::{End, Flow, Lane, Shared};
 use super::on_connect::on_connect;
 use super::on_publish::on_publish;
 use super::on_subscribe::{on_subscribe, on_unsubscribe};
-use super::outbound::put_ack;
+use super::outbound::{WrongAck, put_ack};
 use super::session::without_alias;
 use super::watch;
 use crate::mqtt::properties::PropertyId;
@@ -112,7 +112,7 @@ fn one(
         return Err(End::protocol("a second CONNECT"));
     }
     match Packet::from_frame(ty, flags, body, conn.version)? {
-        Packet::Ack(ack) => on_ack(lane, conn, slot, &ack),
+        Packet::Ack(ack) => on_ack(lane, conn, slot, &ack)?,
         Packet::Subscribe(subscribe) => on_subscribe(lane, shared, conn, slot, &subscribe, subscriptions),
         Packet::Unsubscribe(unsubscribe) => {
             on_unsubscribe(lane, shared, conn, slot, &unsubscribe, subscriptions)
@@ -135,7 +135,7 @@ fn one(
             if disconnect.properties.get(PropertyId::ServerReference).is_some() {
                 return Err(End::protocol("a client's DISCONNECT carries a server reference"));
             }
-            return Ok(Flow::Bye(disconnect.reason != ReasonCode::DisconnectWithWillMessage));
+            return Ok(Flow::Bye(disconnect.reason == ReasonCode::Success));
         }
         Packet::Auth(_) => return Err(End::protocol("AUTH without an authentication method in CONNECT")),
         Packet::Connect(_) | Packet::Publish(_) => {}
@@ -184,26 +184,27 @@ fn on_aliased(
     result
 }
 
-fn on_ack(lane: &mut Lane, conn: &mut Connection, slot: u32, ack: &Ack<'_>) {
+fn on_ack(lane: &mut Lane, conn: &mut Connection, slot: u32, ack: &Ack<'_>) -> Result<(), End> {
     let (id, version) = (ack.packet_id, conn.version);
+    let wrong = |WrongAck| End::protocol("an acknowledgement is not the one that its message's QoS asks for");
     let answer = match ack.ty {
         PacketType::Puback => {
             if let Some(out) = &mut conn.out {
-                out.puback(id);
+                out.puback(id).map_err(wrong)?;
             }
             None
         }
         PacketType::Pubrec => {
             let error = ack.reason.is_error();
             let reason = match &mut conn.out {
-                Some(out) => out.pubrec(id, error),
+                Some(out) => out.pubrec(id, error).map_err(wrong)?,
                 None => (!error).then_some(ReasonCode::PacketIdentifierNotFound),
             };
             reason.map(|reason| (PacketType::Pubrel, reason))
         }
         PacketType::Pubcomp => {
             if let Some(out) = &mut conn.out {
-                out.pubcomp(id);
+                out.pubcomp(id).map_err(wrong)?;
             }
             None
         }
@@ -222,4 +223,5 @@ fn on_ack(lane: &mut Lane, conn: &mut Connection, slot: u32, ack: &Ack<'_>) {
     if conn.send_queued(&mut lane.delivery()) || answer.is_some() {
         lane.touch(conn, slot);
     }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod client;
+mod conformance;
 mod connecting;
 mod exactly_once;
 mod faults;
