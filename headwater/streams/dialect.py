@@ -22,6 +22,8 @@ from headwater.errors import SqlError
 #: Window table functions of Flink SQL.
 WINDOW_FUNCTIONS: Final = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
 
+#: What may follow the words of ONE ROW PER MATCH or AFTER MATCH SKIP.
+_MATCH_CLAUSES: Final = ("AFTER", "PATTERN", "WITHIN", "DEFINE", ")")
 _UNIT_US: Final = {"DAY": 86_400_000_000, "HOUR": 3_600_000_000, "MINUTE": 60_000_000, "SECOND": 1_000_000}
 _UNITS: Final = tuple(_UNIT_US)
 #: One part of a day-time interval such as `1 10:30:05.250`, by unit.
@@ -136,7 +138,7 @@ class _Parser(parser.Parser):
         rows = self._rows_per_match()
         after = None
         if self._match_text_seq("AFTER", "MATCH", "SKIP"):
-            after = self._words_until("PATTERN")
+            after = self._words()
         pattern = self._pattern_text() if self._match_text_seq("PATTERN") else None
         within = None
         if self._match_text_seq("WITHIN"):
@@ -147,6 +149,8 @@ class _Parser(parser.Parser):
         define = self._parse_csv(self._definition) if self._match_text_seq("DEFINE") else None
         self._match_r_paren()
         alias = self._parse_table_alias()
+        if alias is not None and alias.columns:
+            self.raise_error("Columns of a match are named in MEASURES")
         return _placed(
             MatchRecognize(
                 partition=partition,
@@ -166,11 +170,12 @@ class _Parser(parser.Parser):
         """`ONE ROW PER MATCH`, `ALL ROWS PER MATCH ...`: up to the next clause; None where nothing begins so."""
         if self._curr.text.upper() not in ("ONE", "ALL"):
             return None
-        return self._words_until("AFTER", "PATTERN")
+        return self._words()
 
-    def _words_until(self, *ends: str) -> str:
+    def _words(self) -> str:
+        """Words up to the next clause."""
         words = []
-        while self._curr and self._curr.text.upper() not in ends:
+        while self._curr and self._curr.text.upper() not in _MATCH_CLAUSES:
             words.append(self._curr.text.upper())
             self._advance()
         return " ".join(words)
@@ -185,7 +190,7 @@ class _Parser(parser.Parser):
             self._advance()
         pattern = "" if self._curr is start else self._find_sql(start, self._prev)
         self._match_r_paren()
-        return _placed(exp.var(pattern), start)
+        return _placed(exp.Literal.string(pattern), start)
 
     def _definition(self) -> exp.Expr:
         name = self._parse_id_var()

@@ -96,7 +96,8 @@ def match_plan(name: str, sql: str, select: exp.Select, tables: Mapping[str, Sch
     match = select.args.get("match") or (table.args.get("match") if isinstance(table, exp.Table) else None)
     if not isinstance(match, MatchRecognize):
         return None
-    if not isinstance(table, exp.Table) or not isinstance(table.this, exp.Identifier) or table.alias:
+    plain = isinstance(table, exp.Table) and isinstance(table.this, exp.Identifier)
+    if not plain or any(value for name, value in table.args.items() if name not in ("this", "match")):
         raise refuse("match-table", match)
     if table.name not in tables:
         raise refuse("table", table, found=table.name, nearest=nearest(table.name, tables))
@@ -339,7 +340,8 @@ class _Planner:
 
     def _resolved(self, node: exp.Expr, name_of: Callable[[exp.Column], str]) -> exp.Expr:
         """The node with the columns of variables under one name. Each variable is one row: its first and its last."""
-        if isinstance(node, exp.First | exp.Last) and isinstance(node.this, exp.Column):
+        whole = not any(value for name, value in node.args.items() if name != "this")
+        if isinstance(node, exp.First | exp.Last) and isinstance(node.this, exp.Column) and whole:
             return self._resolved(node.this, name_of)
         if isinstance(node, exp.AggFunc | exp.First | exp.Last):
             raise refuse("match-function", node, found=text(node))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +325,47 @@ def test_state_of_a_changed_pattern_is_not_gone_on_with() -> None:
     signatures = {plan(text, "q", {"t": SOURCE}).signature(SOURCE) for text in texts}
     assert len(signatures) == len(texts)
     assert plan(DIRECT.replace(" ", "\n  "), "q", {"t": SOURCE}).signature(SOURCE) in signatures
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("FROM t MATCH", "FROM x.t MATCH", "something else than a stream"),
+        ("FROM t MATCH", "FROM t TABLESAMPLE (5 PERCENT) MATCH", "something else than a stream"),
+        ("FROM t MATCH", "FROM u MATCH", "found 'u', which is no stream"),
+        ("(A B)", "()", "found 0 variables"),
+        ("A.id AS", "LAST(A.id, 1) AS", "a variable is one row"),
+        ("A.id AS", "A.ids AS", "found 'ids', which is no column of t; did you mean 'id'"),
+        ("A.id AS id_a", "A.id AS revision", "which every result has by itself"),
+        ("'5'", "'500'", None),
+        ("'5' SECONDS", "'500' DAYS", "at most 366 days"),
+        ("B.x = 2)", "B.x = 2) AS m(a, b)", "Columns of a match are named in MEASURES"),
+        ("B.x = 2)", "B.x)", "is no condition"),
+        ("B.x = 2)", "B.x = 2) WHERE x = 1", "found 'x', which is no column of the match"),
+        ("PATTERN (A B)", "", "found no PATTERN"),
+    ],
+)
+def test_what_is_outside_is_refused(old: str, new: str, message: str | None) -> None:
+    text = DIRECT.replace(old, new)
+    assert text != DIRECT
+    if message is None:
+        plan(text, "q", {"t": SOURCE})
+        return
+    with pytest.raises(SqlError, match=re.escape(message)):
+        plan(text, "q", {"t": SOURCE})
+
+
+@given(st.data())
+def test_no_text_breaks_the_planner(data: st.DataObject) -> None:
+    """Words left out, doubled or moved: a plan or a refusal."""
+    words = re.findall(r"\w+|\S", PATTERNS["four"][0])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(words) - 1))
+        words[at : at + 1] = data.draw(
+            st.sampled_from([[], [words[at]] * 2, [words[-at]], ["("], [")"], ["*"], ["?"], ["'"], ["A"]])
+        )
+    with contextlib.suppress(SqlError):
+        plan(" ".join(words), "q", {"t": SOURCE})
 
 
 def test_a_refusal_names_the_place_and_the_nearest_thing() -> None:
