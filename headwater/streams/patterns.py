@@ -96,8 +96,11 @@ def match_plan(name: str, sql: str, select: exp.Select, tables: Mapping[str, Sch
     match = select.args.get("match") or (table.args.get("match") if isinstance(table, exp.Table) else None)
     if not isinstance(match, MatchRecognize):
         return None
-    plain = isinstance(table, exp.Table) and isinstance(table.this, exp.Identifier)
-    if not plain or any(value for name, value in table.args.items() if name not in ("this", "match")):
+    if (
+        not isinstance(table, exp.Table)
+        or not isinstance(table.this, exp.Identifier)
+        or any(value for name, value in table.args.items() if name not in ("this", "match"))
+    ):
         raise refuse("match-table", match)
     if table.name not in tables:
         raise refuse("table", table, found=table.name, nearest=nearest(table.name, tables))
