@@ -23,13 +23,20 @@ def load(tmp_path: Path, text: str) -> config.Settings:
     return config.load(path, (), {})
 
 
-def test_a_result_that_cannot_be_amended_refuses_to_be(tmp_path: Path) -> None:
-    text = f'{STREAM}sql = "{SESSION}"\n'
+MATCH = (
+    "SELECT * FROM t MATCH_RECOGNIZE (PARTITION BY device ORDER BY ts MEASURES B.x AS x PATTERN (A B) "
+    "WITHIN INTERVAL '1' MINUTE DEFINE A AS A.x > 1)"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"), [(SESSION, "would change the bounds"), (MATCH, "would change which rows match")]
+)
+def test_a_result_that_cannot_be_amended_refuses_to_be(tmp_path: Path, sql: str, why: str) -> None:
+    text = f'{STREAM}sql = "{sql}"\n'
     tables, plans = planned(load(tmp_path, text))
     assert plans["q"].final is not None
     assert tables["q"].key == "device"
     planned(load(tmp_path, text + 'late = "drop"\n'))
-    with pytest.raises(
-        ConfigError, match=r"queries\.q\.late: found 'amend', but a late row would change the bounds"
-    ):
+    with pytest.raises(ConfigError, match=rf"queries\.q\.late: found 'amend', but a late row {why}"):
         planned(load(tmp_path, text + 'late = "amend"\n'))

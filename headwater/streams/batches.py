@@ -80,6 +80,8 @@ class Intake:
             wanted.update(self._plan.where.columns)
         if self._first_results:
             wanted.add("revision")
+        if self._plan.pattern is not None:
+            wanted.update(self._plan.pattern.columns)
         return sorted(wanted)
 
     @property
@@ -129,9 +131,16 @@ class Intake:
             ts=ts,
             keys=self._keys(batch),
             times=times,
-            inputs=[self._input(frame, column) for column in self._inputs],
+            inputs=self._of_pattern(batch)
+            if self._plan.pattern is not None
+            else [self._input(frame, column) for column in self._inputs],
             select=None if select is None else pa.array(select),
         )
+
+    def _of_pattern(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """The columns that a pattern reads, and the row's place in the log."""
+        assert self._plan.pattern is not None
+        return [batch.column(name) for name in (*self._plan.pattern.columns, "_partition", "_offset")]
 
     def _input(self, frame: Frame, column: Column) -> pa.Array:
         """A column as the kernel takes it: double, bigint, or text whose values are told apart."""
@@ -163,6 +172,8 @@ def results(
     closed:   of the kernel: `_key`, `window_start`, `window_end`, one column per aggregate, `revision`
     log_keys: key ids of the log to strings
     """
+    if plan.pattern is not None:
+        return _matches(plan, closed, generation)
     end = closed.column("window_end").cast(pa.int64())
     last_ms = pc.subtract(end, 1000).cast(_TIMESTAMP)
     revision = closed.column("revision").cast(pa.int64())
@@ -187,6 +198,16 @@ def results(
         [by_name[name].cast(schema.field(name).type) for name in schema.names], schema=schema
     )
     return rows if plan.having is None else rows.filter(pa.array(plan.having.evaluate(frame)[0]))
+
+
+def _matches(plan: Plan, closed: pa.RecordBatch, generation: int) -> pa.RecordBatch:
+    """Matches as they are found, those for which WHERE is true."""
+    revision = pa.repeat(generation * GENERATION, closed.num_rows)
+    columns = [
+        revision if column.name == "revision" else closed.column(column.name) for column in plan.columns
+    ]
+    rows = pa.record_batch(columns, schema=pa.schema([pa.field(c.name, c.type.arrow) for c in plan.columns]))
+    return rows if plan.having is None else rows.filter(pa.array(plan.having.evaluate(closed)[0]))
 
 
 def _groups(

@@ -22,6 +22,8 @@ from headwater.errors import SqlError
 #: Window table functions of Flink SQL.
 WINDOW_FUNCTIONS: Final = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
 
+#: What may follow the words of ONE ROW PER MATCH or AFTER MATCH SKIP.
+_MATCH_CLAUSES: Final = ("AFTER", "PATTERN", "WITHIN", "DEFINE", ")")
 _UNIT_US: Final = {"DAY": 86_400_000_000, "HOUR": 3_600_000_000, "MINUTE": 60_000_000, "SECOND": 1_000_000}
 _UNITS: Final = tuple(_UNIT_US)
 #: One part of a day-time interval such as `1 10:30:05.250`, by unit.
@@ -50,6 +52,15 @@ class DayTimeInterval(exp.Expression):
     """`INTERVAL '5' MINUTES` or `INTERVAL '1 10' DAY TO HOUR`: `this` the text, `first` and `last` the units."""
 
     arg_types: ClassVar[dict[str, bool]] = {"this": True, "first": True, "last": False}
+
+
+class MatchRecognize(exp.Expression):
+    """MATCH_RECOGNIZE as Flink writes it. rows, after: what follows ONE ROW ... and AFTER MATCH SKIP; pattern: its
+    text; within: an interval; define: aliases of conditions; None: left out."""
+
+    arg_types: ClassVar[dict[str, bool]] = dict.fromkeys(
+        ("partition", "order", "measures", "rows", "after", "pattern", "within", "define", "alias"), False
+    )
 
 
 class NamedArgument(exp.Expression):
@@ -116,6 +127,77 @@ class _Parser(parser.Parser):
             self._match_r_paren()
         return str(unit)
 
+    def _parse_match_recognize(self) -> Any:
+        """sqlglot's own reading of it knows no WITHIN and keeps no positions."""
+        if not self._match(TokenType.MATCH_RECOGNIZE):
+            return None
+        at = self._prev
+        self._match_l_paren()
+        partition, order = self._parse_partition_by(), self._parse_order()
+        measures = self._parse_csv(self._parse_expression) if self._match_text_seq("MEASURES") else None
+        rows = self._rows_per_match()
+        after = None
+        if self._match_text_seq("AFTER", "MATCH", "SKIP"):
+            after = self._words()
+        pattern = self._pattern_text() if self._match_text_seq("PATTERN") else None
+        within = None
+        if self._match_text_seq("WITHIN"):
+            interval = self._curr
+            if not self._match(TokenType.INTERVAL):
+                self.raise_error("WITHIN takes an interval, such as WITHIN INTERVAL '5' MINUTES")
+            within = self._day_time_interval(interval)
+        define = self._parse_csv(self._definition) if self._match_text_seq("DEFINE") else None
+        self._match_r_paren()
+        alias = self._parse_table_alias()
+        if alias is not None and alias.columns:
+            self.raise_error("Columns of a match are named in MEASURES")
+        return _placed(
+            MatchRecognize(
+                partition=partition,
+                order=order,
+                measures=measures,
+                rows=rows,
+                after=after,
+                pattern=pattern,
+                within=within,
+                define=define,
+                alias=alias.name if alias is not None else "",
+            ),
+            at,
+        )
+
+    def _rows_per_match(self) -> str | None:
+        """`ONE ROW PER MATCH`, `ALL ROWS PER MATCH ...`: up to the next clause; None where nothing begins so."""
+        if self._curr.text.upper() not in ("ONE", "ALL"):
+            return None
+        return self._words()
+
+    def _words(self) -> str:
+        """Words up to the next clause."""
+        words = []
+        while self._curr and self._curr.text.upper() not in _MATCH_CLAUSES:
+            words.append(self._curr.text.upper())
+            self._advance()
+        return " ".join(words)
+
+    def _pattern_text(self) -> exp.Expr:
+        self._match_l_paren()
+        start, depth = self._curr, 1
+        while self._curr:
+            depth += {TokenType.L_PAREN: 1, TokenType.R_PAREN: -1}.get(self._curr.token_type, 0)
+            if not depth:
+                break
+            self._advance()
+        pattern = "" if self._curr is start else self._find_sql(start, self._prev)
+        self._match_r_paren()
+        return _placed(exp.Literal.string(pattern), start)
+
+    def _definition(self) -> exp.Expr:
+        name = self._parse_id_var()
+        if not self._match(TokenType.ALIAS):
+            self.raise_error("DEFINE takes conditions by name, such as A AS A.temperature > 80")
+        return exp.Alias(this=self._parse_assignment(), alias=name)
+
     def _descriptor(self) -> exp.Expr:
         at = self._tokens[self._index - 2]
         return _placed(Descriptor(expressions=self._parse_csv(self._parse_column)), at)
@@ -126,6 +208,10 @@ class ContinuousSql(Dialect):
 
     class Tokenizer(tokens.Tokenizer):
         IDENTIFIERS = ["`"]  # noqa: RUF012  sqlglot's own way of extension
+        KEYWORDS = {  # noqa: RUF012
+            **tokens.Tokenizer.KEYWORDS,
+            "MATCH_RECOGNIZE": TokenType.MATCH_RECOGNIZE,
+        }
 
     Parser = _Parser
 
@@ -141,13 +227,6 @@ def parse(text: str) -> exp.Expr:
         raise SqlError(
             "found the end of the text inside of quotes or a comment; close it", len(text)
         ) from error
-    for token in found:
-        if token.text.upper() == "MATCH_RECOGNIZE":  # sqlglot reads only part of its grammar
-            raise SqlError(
-                "found MATCH_RECOGNIZE; patterns are not available, the nearest thing is an alarm "
-                "with where, clear and for",
-                token.start,
-            )
     ends = [token.start for token in found if token.token_type == TokenType.SEMICOLON]
     if ends and found[-1].start > ends[0]:
         raise SqlError("found a second statement; a query is one SELECT", ends[0])
@@ -185,6 +264,12 @@ def interval_us(interval: DayTimeInterval) -> int | None:
     if match is None:
         return None
     return sum(_scaled(str(part), _UNIT_US[unit]) for unit, part in zip(span, match.groups(), strict=True))
+
+
+def shown(interval: DayTimeInterval) -> str:
+    """An interval as it was written, for messages."""
+    last = interval.args.get("last")
+    return f"'{interval.args['this']}' {interval.args['first']}{f' TO {last}' if last else ''}"
 
 
 def position(node: exp.Expr | None) -> int | None:

@@ -6,16 +6,23 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from headwater.expressions import Condition, Expression
 from headwater.records import Column, ColumnType, Schema
 from headwater.streams.shapes import Shape
 
+if TYPE_CHECKING:
+    from headwater.streams.patterns import Pattern
+
 #: Columns of the window itself. `window_time` is the window's last millisecond, as in Flink.
 WINDOW_COLUMNS: Final = ("window_start", "window_end", "window_time")
 #: Event time of a result row, and how often its window was amended. Every result has them.
 RESULT_COLUMNS: Final = ("ts", "revision")
+#: Names no result column may have: those of every result, and what stores add to a table.
+RESERVED: Final = (*RESULT_COLUMNS, "received_at", "hour", "_key", "_partition", "_offset")
+#: Types of columns to group or partition by.
+GROUP_TYPES: Final = (ColumnType.STRING, ColumnType.BIGINT, ColumnType.BOOLEAN, ColumnType.TIMESTAMP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,10 @@ class Plan:
     key:      result column whose hash partitions the result: the group column that is the source's key, else the
               first string group column, else None
 
+    pattern:  of MATCH_RECOGNIZE: a result row is a match, its `ts` that of the last row. Then `groups` are the columns
+              of PARTITION BY, `having` is WHERE over what the match gives, under `column_of("", name)`, and there is
+              none of the rest
+
     Expressions over a result name groups by their source column, window columns by theirs, aggregates by their alias.
     """
 
@@ -75,16 +86,21 @@ class Plan:
     computed: Mapping[str, Expression] = field(default_factory=dict)
     shown: Mapping[str, Expression] = field(default_factory=dict)
     having: Condition | None = None
+    pattern: Pattern | None = None
 
     @property
     def latest_by(self) -> tuple[str, ...]:
-        """Result columns that name a window of a key: `latest_by` of its table."""
+        """Result columns that name a window of a key: `latest_by` of its table; a match has no revisions."""
+        if self.pattern is not None:
+            return ()
         bounds = [name for name, what in self.windows.items() if what != "window_time"]
         return (*(group.alias for group in self.groups), *bounds)
 
     @property
     def final(self) -> str | None:
         """Why late rows cannot amend a result, None where they can: a result that is gone could not be taken back."""
+        if self.pattern is not None:
+            return "a late row would change which rows match, and matches that are out"
         if self.shape.kind == "session":
             return "a late row would change the bounds of a SESSION window, which name its row"
         return None if self.having is None else "a late row could make HAVING untrue for a row that is out"
@@ -114,4 +130,14 @@ class Plan:
             meaning["shown"] = {alias: expression.sql for alias, expression in self.shown.items()}
         if self.having is not None:
             meaning["having"] = self.having.sql
+        if self.pattern is not None:
+            meaning["pattern"] = self.pattern.meaning
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def result_key(source: Schema, groups: tuple[Group, ...]) -> str | None:
+    """The result column whose hash partitions the result."""
+    for group in groups:
+        if group.column == source.key:
+            return group.alias
+    return next((group.alias for group in groups if group.type is ColumnType.STRING), None)

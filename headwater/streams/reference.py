@@ -42,6 +42,8 @@ SHORT: Final = {
     "$G": "GROUP BY device, window_start, window_end",
     "$S": "TABLE telemetry PARTITION BY device, DESCRIPTOR(ts)",
     "$T": "TABLE telemetry, DESCRIPTOR(ts)",
+    "$M": "PARTITION BY device ORDER BY ts MEASURES B.ts AS at",
+    "$B": "WITHIN INTERVAL '5' MINUTES DEFINE A AS A.door, B AS NOT B.door",
 }
 
 #: (feature, example, whether Flink gives the same).
@@ -184,6 +186,45 @@ FEATURES: Final = (
         "SELECT t.device AS machine, COUNT(*) AS n FROM $W AS t GROUP BY t.device, window_start, window_end",
         "yes",
     ),
+    (
+        "Patterns: A, then directly B, less than a time later",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE ($M ONE ROW PER MATCH PATTERN (A B) $B)",
+        "yes",
+    ),
+    (
+        "A, then the first B, whatever lies between (X has no condition)",
+        "SELECT device, at FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A X*? B) $B)",
+        "yes",
+    ),
+    (
+        "Two to four variables; conditions that compare with the row of the first one",
+        (
+            "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A X*? B C) WITHIN INTERVAL '1' HOUR "
+            "DEFINE A AS temperature > 80, B AS B.temperature > LAST(A.temperature) + 5, C AS C.door)"
+        ),
+        "yes",
+    ),
+    (
+        "Measures: columns of variables, also as FIRST and LAST, expressions, MATCH_ROWTIME()",
+        (
+            "SELECT * FROM telemetry MATCH_RECOGNIZE (PARTITION BY site, device ORDER BY ts MEASURES "
+            "A.ts AS began, LAST(B.rssi) - FIRST(A.rssi) AS change, MATCH_ROWTIME() AS at PATTERN (A B) $B)"
+        ),
+        "yes",
+    ),
+    (
+        "The next match begins after the last row, or with SKIP TO NEXT ROW after the first one",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE ($M AFTER MATCH SKIP TO NEXT ROW PATTERN (A X*? B) $B)",
+        "yes",
+    ),
+    (
+        "WHERE over matches, other names",
+        (
+            "SELECT m.device AS machine, m.at FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B) $B) AS m "
+            "WHERE m.device <> 'test'"
+        ),
+        "yes",
+    ),
     ("Names in backticks", "SELECT `device`, COUNT(*) AS `n` FROM $W $G", "yes"),
 )
 
@@ -281,10 +322,50 @@ REFUSED: Final = (
     ("group-expression", _SELECT + "$W GROUP BY ROLLUP (device), window_start, window_end"),
     ("group-type", _SELECT + "$W GROUP BY temperature, window_start, window_end"),
     ("group-twice", _SELECT + "$W GROUP BY device, device, window_start, window_end"),
+    ("match-table", "SELECT * FROM (SELECT device FROM telemetry) MATCH_RECOGNIZE ($M PATTERN (A B) $B)"),
+    ("match-select", "SELECT device FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B) $B) GROUP BY device"),
+    ("match-item", "SELECT UPPER(device) AS name FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B) $B)"),
+    (
+        "match-partition",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE (PARTITION BY UPPER(site) ORDER BY ts PATTERN (A B) $B)",
+    ),
+    ("match-order", "SELECT * FROM telemetry MATCH_RECOGNIZE (PARTITION BY device PATTERN (A B) $B)"),
+    ("match-order", "SELECT * FROM telemetry MATCH_RECOGNIZE (ORDER BY received_at PATTERN (A B) $B)"),
+    ("match-rows", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M ALL ROWS PER MATCH PATTERN (A B) $B)"),
+    (
+        "match-after",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE ($M AFTER MATCH SKIP TO LAST B PATTERN (A B) $B)",
+    ),
+    ("match-pattern", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A | B) $B)"),
+    ("match-quantifier", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A+ B) $B)"),
+    ("match-quantifier", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A X{0,3} B) $B)"),
+    ("match-twice", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B A) $B)"),
+    ("match-ends", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B X*?) $B)"),
+    ("match-length", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B C D E) $B)"),
+    ("match-within", "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B) DEFINE A AS A.door)"),
+    (
+        "match-variable",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B) $B, C AS C.door)",
+    ),
+    (
+        "match-reference",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B C) $B, C AS C.rssi > B.rssi)",
+    ),
+    (
+        "match-unqualified",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE (ORDER BY ts MEASURES rssi AS r PATTERN (A B) $B)",
+    ),
+    (
+        "match-function",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE (ORDER BY ts MEASURES AVG(A.rssi) AS r PATTERN (A B) $B)",
+    ),
+    (
+        "match-function",
+        "SELECT * FROM telemetry MATCH_RECOGNIZE ($M PATTERN (A B C) $B, C AS C.rssi > PREV(C.rssi))",
+    ),
     ("syntax", "SELECT device FRM telemetry"),
     ("syntax", _SELECT + "$W $G; SELECT 2"),
     ("syntax", "SELECT 'open"),
-    ("syntax", "SELECT a FROM telemetry MATCH_RECOGNIZE (PATTERN (a b))"),
     ("syntax", _SELECT + "TABLE(TUMBLE($T, INTERVAL 5 MINUTES)) $G"),
     ("expression", _SELECT + "$W WHERE temprature > 5 $G"),
     ("expression", _SELECT + "$W WHERE temperature > 'hot' $G"),

@@ -75,6 +75,27 @@ REFUSALS: Final[Mapping[str, str]] = {
     "group-window": "found GROUP BY without {found}; a window is named by both, write GROUP BY {example}",
     "group-expression": "found {found} in GROUP BY; group by plain columns",
     "group-type": "found {found!r} in GROUP BY, a {type}; group by string, bigint, boolean or timestamp",
+    "match-table": "found MATCH_RECOGNIZE of something else than a stream; write FROM telemetry MATCH_RECOGNIZE (...)",
+    "match-select": "found {found} beside MATCH_RECOGNIZE; name the match as [queries.<name>] and read it by that name",
+    "match-item": "found {found}; a match gives * or its columns, put what is computed into MEASURES",
+    "match-partition": "found PARTITION BY {found}; partition by plain columns",
+    "match-order": "found {found}; rows are matched in event time, write ORDER BY ts",
+    "match-rows": "found {found}; write ONE ROW PER MATCH",
+    "match-after": "found AFTER MATCH SKIP {found}; SKIP PAST LAST ROW and SKIP TO NEXT ROW are what works",
+    "match-pattern": "found {found}; a pattern is a sequence, such as PATTERN (A B) or PATTERN (A X*? B)",
+    "match-quantifier": "found {found}; a variable is one row. For 'A, then some time B' put an undefined variable "
+    "with *? between them, such as PATTERN (A X*? B)",
+    "match-twice": "found the variable {found} twice; give each row of the pattern its own",
+    "match-ends": "found {found} at an end of PATTERN; it stands between two variables, such as PATTERN (A X*? B)",
+    "match-length": "found {found} variables of one row in PATTERN; there are two to four, such as PATTERN (A X*? B)",
+    "match-within": "found no WITHIN; without it open matches grow for ever, write PATTERN (...) WITHIN INTERVAL "
+    "'5' MINUTES",
+    "match-variable": "found {found!r}, which is no variable of one row in PATTERN; there are {known}",
+    "match-reference": "found {found} in the condition of {own}; it may compare its own row with that of {first}, "
+    "the first variable",
+    "match-unqualified": "found {found} without its variable; write {variable}.{found}",
+    "match-function": "found {found}; a variable is one row, write its columns such as A.ts, or MATCH_ROWTIME() in "
+    "MEASURES",
     "group-twice": "found {found!r} in GROUP BY twice; once is enough",
 }
 

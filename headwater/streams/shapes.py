@@ -21,6 +21,8 @@ import numpy.typing as npt
 Unit = Literal["day", "week", "month"]
 #: Panes of one window at most; the kernel has the same bound.
 MAX_PANES: Final = 1440
+#: Longest window, gap or WITHIN.
+MAX_LENGTH_US: Final = 366 * 86_400_000_000
 #: First and last day of calendars: rows outside are in no window.
 CALENDAR: Final = (date(1969, 12, 1), date(2101, 1, 31))
 
@@ -29,12 +31,12 @@ CALENDAR: Final = (date(1969, 12, 1), date(2101, 1, 31))
 class Shape:
     """Windows of one kind; lengths in microseconds.
 
-    size_us: length of a window; of a session the gap; of a calendar 0
+    size_us: length of a window; of a session the gap; of a match WITHIN; of a calendar 0
     pane_us: what windows share: the slide of HOP, the step of CUMULATE, else the size
     unit, zone: of calendar windows: the local day, week (from Monday) or month of a time zone
     """
 
-    kind: Literal["tumble", "hop", "cumulate", "session", "calendar"]
+    kind: Literal["tumble", "hop", "cumulate", "session", "calendar", "match"]
     size_us: int = 0
     pane_us: int = 0
     unit: Unit | None = None
@@ -60,12 +62,12 @@ class Shape:
         return {"size_us": self.size_us, "windows": [self.kind, self.pane_us, self.unit, self.zone]}
 
     def grid(self) -> Any:
-        """The Grid of its panes. Sessions close at any moment."""
+        """The Grid of its panes. Sessions close at any moment, and so do matches."""
         if self.kind == "calendar":
             assert self.unit is not None
             assert self.zone is not None
             return _calendar(self.unit, self.zone)
-        return FixedGrid(1 if self.kind == "session" else self.pane_us)
+        return FixedGrid(1 if self.kind in ("session", "match") else self.pane_us)
 
 
 class Grid(Protocol):

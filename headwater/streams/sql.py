@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
 
 from sqlglot import exp
 
@@ -19,15 +18,12 @@ from headwater.expressions import Condition, Expression, compile_condition, comp
 from headwater.records import NAME, Column, ColumnType, Schema
 from headwater.streams import dialect
 from headwater.streams.aggregates import Aggregates, is_aggregate
-from headwater.streams.plan import RESULT_COLUMNS, WINDOW_COLUMNS, Aggregate, Group, Plan
+from headwater.streams.patterns import match_plan
+from headwater.streams.plan import GROUP_TYPES, RESERVED, WINDOW_COLUMNS, Aggregate, Group, Plan, result_key
 from headwater.streams.refusals import REFUSALS, nearest, refuse, text
 from headwater.streams.window_table import WindowTable, window_table
 
 __all__ = ["REFUSALS", "Aggregate", "Group", "Plan", "plan"]
-
-#: Names no result column may have: those of every result, and what stores add to a table.
-_RESERVED: Final = (*RESULT_COLUMNS, "received_at", "hour", "_key", "_partition", "_offset")
-_GROUPS: Final = (ColumnType.STRING, ColumnType.BIGINT, ColumnType.BOOLEAN, ColumnType.TIMESTAMP)
 
 
 def plan(sql: str, name: str, tables: Mapping[str, Schema]) -> Plan:
@@ -44,7 +40,9 @@ def plan(sql: str, name: str, tables: Mapping[str, Schema]) -> Plan:
     """
     try:
         select = _select(dialect.parse(sql), sql)
-        return _Planner(name, sql, window_table(select, tables)).plan(select)
+        return match_plan(name, sql, select, tables) or _Planner(
+            name, sql, window_table(select, tables)
+        ).plan(select)
     except SqlError as error:
         at = ""
         if error.position is not None:
@@ -72,7 +70,7 @@ def _select(tree: exp.Expr, sql: str) -> exp.Select:
         "laterals": ("join", "LATERAL"),
     }
     for argument, value in tree.args.items():
-        if not value or argument in ("expressions", "from_", "where", "group", "having", "kind"):
+        if not value or argument in ("expressions", "from_", "where", "group", "having", "kind", "match"):
             continue
         code, found = clauses.get(argument, ("clause", argument.strip("_").upper().replace("_", " ")))
         error = refuse(code, tree, found=found)
@@ -130,7 +128,7 @@ class _Planner:
                 Column("ts", ColumnType.TIMESTAMP),
                 Column("revision", ColumnType.BIGINT),
             ),
-            key=_key(self._source, keys),
+            key=result_key(self._source, keys),
             computed=self._aggregates.computed,
             shown={alias: item for alias, item in selected.items() if isinstance(item, Expression)},
             having=having,
@@ -169,7 +167,7 @@ class _Planner:
                 raise refuse("group-twice", node, found=name)
             if name not in WINDOW_COLUMNS:
                 type_ = self._checked_type(node, name)
-                if type_ not in _GROUPS:
+                if type_ not in GROUP_TYPES:
                     raise refuse("group-type", node, found=name, type=type_)
             names.append(name)
         for bound in ("window_start", "window_end"):
@@ -215,7 +213,7 @@ class _Planner:
             alias = alias or inner.name
             if not NAME.fullmatch(alias):
                 raise refuse("alias", node, found=alias)
-            if alias in _RESERVED:
+            if alias in RESERVED:
                 raise refuse("alias-reserved", node, found=alias)
             if alias in items or (isinstance(item, str) and item in items.values()):
                 raise refuse("alias-twice", node, found=alias)
@@ -285,10 +283,3 @@ def _example(node: exp.Expr) -> str:
         return "n"
     what = node.key if is_aggregate(node) else "computed"
     return f"{what}_{column.name}"
-
-
-def _key(source: Schema, groups: tuple[Group, ...]) -> str | None:
-    for group in groups:
-        if group.column == source.key:
-            return group.alias
-    return next((group.alias for group in groups if group.type is ColumnType.STRING), None)

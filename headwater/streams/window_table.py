@@ -15,9 +15,8 @@ from sqlglot import exp
 from headwater.records import ColumnType, Schema
 from headwater.streams import dialect
 from headwater.streams.refusals import EXAMPLES, nearest, refuse, text
-from headwater.streams.shapes import MAX_PANES, Shape, Unit
+from headwater.streams.shapes import MAX_LENGTH_US, MAX_PANES, Shape, Unit
 
-_MAX_SIZE_US: Final = 366 * 86_400_000_000
 #: Arguments of each function in Flink's order; OFFSET may follow where there are fixed panes.
 _ARGUMENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "TUMBLE": ("DATA", "TIMECOL", "SIZE"),
@@ -127,7 +126,7 @@ def _shape(kind: str, intervals: list[dialect.DayTimeInterval], source: Schema) 
     what = "slide" if kind == "HOP" else "step"
     pane_us = _length_us(intervals[0], f"a {what}", source)
     if size_us % pane_us or size_us // pane_us > MAX_PANES:
-        found, size = _shown(intervals[0]), _shown(intervals[1])
+        found, size = dialect.shown(intervals[0]), dialect.shown(intervals[1])
         raise refuse("multiple", intervals[0], what=what, found=found, size=size)
     return Shape("hop" if kind == "HOP" else "cumulate", size_us, pane_us)
 
@@ -136,16 +135,16 @@ def _length_us(interval: dialect.DayTimeInterval, what: str, source: Schema) -> 
     found = dialect.interval_us(interval)
     if found is None:
         code = "calendar-zone" if _unit(interval) is not None else "interval"
-        raise refuse(code, interval, found=_shown(interval), table=source.name)
-    if found % 1000 or not 1000 <= found <= _MAX_SIZE_US:
-        raise refuse("size", interval, what=what, found=_shown(interval))
+        raise refuse(code, interval, found=dialect.shown(interval), table=source.name)
+    if found % 1000 or not 1000 <= found <= MAX_LENGTH_US:
+        raise refuse("size", interval, what=what, found=dialect.shown(interval))
     return found
 
 
 def _calendar(interval: dialect.DayTimeInterval, zone: exp.Literal) -> Shape:
     unit = _unit(interval)
     if unit is None:
-        raise refuse("calendar-unit", interval, found=_shown(interval))
+        raise refuse("calendar-unit", interval, found=dialect.shown(interval))
     try:
         ZoneInfo(zone.this)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: a folder of the database
@@ -173,8 +172,3 @@ def _by_name(window: dialect.WindowFunction) -> dict[str, exp.Expr]:
             last = "TIME_ZONE" if isinstance(node, exp.Literal) and node.is_string else "OFFSET"
             arguments[last if at == len(order) else f"argument {at + 1}"] = node
     return arguments
-
-
-def _shown(interval: dialect.DayTimeInterval) -> str:
-    last = interval.args.get("last")
-    return f"'{interval.args['this']}' {interval.args['first']}{f' TO {last}' if last else ''}"

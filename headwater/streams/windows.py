@@ -19,6 +19,7 @@ from headwater.config import EngineSettings
 from headwater.errors import LogFullError, QueryLimitError
 from headwater.records import Schema
 from headwater.streams.batches import Intake, Rows
+from headwater.streams.matcher import Matcher
 from headwater.streams.plan import Plan
 from headwater.streams.watermarks import NONE, Watermarks
 
@@ -69,11 +70,18 @@ class Windows:
         self.floor_us = floor_us
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._name = plan.name
-        #: Sessions close at any watermark: the kernel takes that of each row, and rows are not cut where it rises.
-        self.sessions = plan.shape.kind == "session"
-        self._kernel = self._decoded(plan, settings.state_bytes, windows)
+        #: Sessions and matches close at any watermark: the kernel takes that of each row, rows are not cut where it
+        #: rises.
+        self.sessions = plan.shape.kind in ("session", "match")
+        self._shorter = (
+            "the window larger" if plan.pattern is None else "WITHIN or the stream's lateness shorter"
+        )
+        self._kernel = self._decoded(plan, source, settings.state_bytes, windows)
 
-    def _decoded(self, plan: Plan, state_bytes: int, windows: bytes) -> Any:
+    def _decoded(self, plan: Plan, source: Schema, state_bytes: int, windows: bytes) -> Any:
+        if plan.pattern is not None:
+            types = {column.name: column.type for column in source.columns}
+            return Matcher(plan, types, state_bytes, windows)
         what = (self.intake.kernel_aggregates, self.intake.kernel_inputs)
         if self.sessions:
             gap = plan.shape.size_us
@@ -106,7 +114,7 @@ class Windows:
                 return self._take(rows, limit)
             except LogFullError as error:
                 if limit == 1:
-                    raise self._limit(error, "Raise engine.state_bytes, or make the window larger") from error
+                    raise self._limit(error, f"Raise engine.state_bytes, or make {self._shorter}") from error
                 limit //= 2  # many rows may be many windows: those at the front may fit
 
     def _take(self, rows: Rows, limit: int) -> None:
