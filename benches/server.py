@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import psutil
+
+from benches.subscribers import connect
+
+T = TypeVar("T")
 
 #: The stream that takes the yardstick's readings.
 TELEMETRY = """
@@ -56,9 +60,14 @@ class Server:
         self.started_in_s = 0.0
 
     def start(self) -> Self:
-        """Starts the process and waits until it accepts; `started_in_s` tells how long that took."""
+        """Starts the process and waits until all of it answers.
+
+        `started_in_s` tells after how long a device's CONNECT was answered, which HTTP comes up behind.
+        """
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
         begin = time.monotonic()
-        ports = ["--set", "mqtt.port=0", "--set", "http.port=0"]
+        ports = ["--set", f"mqtt.port={self.port}", "--set", "http.port=0"]
         command: list[str | Path] = [
             sys.executable,
             "-m",
@@ -73,17 +82,26 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, *ports], stdout=subprocess.DEVNULL, stderr=errors, env=self.environment
             )
-        while not (addresses := self._announced()):
-            if self.process.poll() is not None or time.monotonic() - begin > _START_S:
+        self._await(begin, self._answers)
+        self.started_in_s = time.monotonic() - begin
+        self.addresses = self._await(begin, self._announced)
+        self.http.base_url = httpx.URL(f"http://{self.addresses['http']}")
+        return self
+
+    def _await(self, begin: float, probe: Callable[[], T | None]) -> T:
+        while not (found := probe()):
+            if self.process is None or self.process.poll() is not None or time.monotonic() - begin > _START_S:
                 tail = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise SystemExit(f"bench: headwater does not start: {tail}")
             time.sleep(0.005)
-        self.addresses = addresses
-        self.port = int(addresses["mqtt"].rpartition(":")[2])
-        socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
-        self.started_in_s = time.monotonic() - begin
-        self.http.base_url = httpx.URL(f"http://{addresses['http']}")
-        return self
+        return found
+
+    def _answers(self) -> bool:
+        """Whether a CONNECT is answered with success."""
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
+            client.sendall(connect("bench-start"))
+            return client.recv(4) == b"\x20\x02\x00\x00"
+        return False
 
     def _announced(self) -> dict[str, Any] | None:
         with suppress(FileNotFoundError, json.JSONDecodeError):

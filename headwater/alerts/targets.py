@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
-import httpx
 import orjson
 import pyarrow as pa
 
@@ -168,6 +167,8 @@ class WebhookTarget:
     run = 20
 
     def __init__(self, name: str, url: str, body: Body, secret: str | None, clock: Callable[[], int]) -> None:
+        import httpx  # only who notifies waits for it
+
         self._body, self._secret, self._clock = body, secret, clock
         try:
             self._url = httpx.URL(url)
@@ -177,6 +178,8 @@ class WebhookTarget:
             raise ConfigError(f"notify.{name}.url: no valid http URL (not shown: it may hold a secret)")
 
     def deliver(self, notifications: Sequence[Notification]) -> Delivery:
+        import httpx
+
         with httpx.Client(timeout=TIMEOUT_S) as client:
             for number, one in enumerate(notifications):
                 body = self._body.of(one)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import orjson
 import typer
@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from headwater import config
-from headwater.client import Client
 from headwater.errors import HeadwaterError, SqlError
+
+if TYPE_CHECKING:
+    from headwater.client import Client
 
 out = Console()
 P = ParamSpec("P")
@@ -80,6 +82,9 @@ def settings_of(path: Path | None, data_dir: Path | None, overrides: list[str] |
 
 def client_of(url: str | None, data_dir: Path | None, token: str | None) -> Client:
     """The API at `url`, or of the Headwater that runs on the data directory."""
+    # Verbs that ask nobody, `up` first of all, do not wait for its libraries.
+    from headwater.client import Client
+
     if url is not None:
         return Client(url, token)
     return Client.of_directory(data_dir or settings_of(None, None, None).data_dir, token)

@@ -13,7 +13,6 @@ import pyarrow as pa
 from headwater import _native
 from headwater.config import MqttSettings
 from headwater.declarations import StreamSettings
-from headwater.gateway.certificates import own_files
 from headwater.gateway.limits import limits
 from headwater.gateway.retained import StoredMessage
 from headwater.listeners import ListenerSettings
@@ -155,6 +154,9 @@ def _native_listener(settings: ListenerSettings, directory: Path) -> dict[str, A
     if settings.has_tls:
         needs_ca = settings.clients != "none" and settings.client_ca is None
         if settings.certificate is None or needs_ca:
+            # Few listeners need it, and all starts would wait for its libraries.
+            from headwater.gateway.certificates import own_files
+
             own = own_files(directory, dt.datetime.now(dt.UTC))
             if settings.certificate is None:
                 values |= {"certificate": own.certificate, "key": own.key}

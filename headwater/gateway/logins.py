@@ -20,11 +20,7 @@ from typing import Final
 import structlog
 
 from headwater import _native
-from headwater.gateway.fingerprints import Certificates
 from headwater.gateway.identity import Login, Reason, Refusal, Source, Verdict
-from headwater.gateway.password import PasswordFile
-from headwater.gateway.tokens import Tokens
-from headwater.gateway.webhook import Webhook
 from headwater.security import AuthSettings, PolicySettings
 from headwater.worker import name_thread
 
@@ -37,19 +33,31 @@ _IDLE_S: Final = 0.25
 _NICER: Final = 10
 
 
-def sources_of(settings: AuthSettings, data_dir: Path) -> tuple[list[Source], Webhook | None]:
+def sources_of(settings: AuthSettings, data_dir: Path) -> tuple[list[Source], Source | None]:
     """The sources that decide here, in their order, and the one that is asked over the network.
+
+    The libraries of a source are loaded where it is configured.
 
     raises: IdentityError: a file that cannot be read
     """
     local: list[Source] = []
     if settings.certificates is not None:
+        from headwater.gateway.fingerprints import Certificates
+
         local.append(Certificates(settings.certificates, data_dir / "ca" / "certificates.json"))
     if settings.jwt is not None:
+        from headwater.gateway.tokens import Tokens
+
         local.append(Tokens(settings.jwt))
     if settings.password is not None:
+        from headwater.gateway.password import PasswordFile
+
         local.append(PasswordFile(settings.password))
-    return local, Webhook(settings.webhook) if settings.webhook is not None else None
+    if settings.webhook is None:
+        return local, None
+    from headwater.gateway.webhook import Webhook
+
+    return local, Webhook(settings.webhook)
 
 
 def waiting_logins(settings: AuthSettings, policies: Mapping[str, PolicySettings]) -> _native.Logins | None:
