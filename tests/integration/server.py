@@ -167,11 +167,13 @@ class Server:
         """Waits until `/readyz` is 200: a query sees every acknowledged reading."""
         await_that("/readyz is 200", lambda: self.http.get("/readyz").status_code == 200)
 
-    def await_alarms(self, condition: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-        """The alarm instances, as soon as `condition` holds for them."""
+    def await_alarms(
+        self, condition: Callable[[list[dict[str, Any]]], bool], **filters: str
+    ) -> list[dict[str, Any]]:
+        """The alarm instances that pass the filters, as soon as `condition` holds for them."""
 
         def probe() -> list[dict[str, Any]] | None:
-            found: list[dict[str, Any]] = self.get("/api/v1/alarms", limit="100000")
+            found: list[dict[str, Any]] = self.get("/api/v1/alarms", limit="100000", **filters)
             return [*found, {}] if condition(found) else None
 
         return await_that("the alarms expected", probe)[:-1]
