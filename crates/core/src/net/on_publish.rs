@@ -66,25 +66,23 @@ pub(super) fn on_publish(
         lane.counters.denied_publish += 1;
         return refuse(lane, conn, publish, ReasonCode::NotAuthorized, access::PUBLISH_DENIED);
     }
-    let mut publish = publish;
-    let live;
+    let mut retained = publish.retain;
     if publish.retain && !retain(lane, shared, publish) {
-        // Who cannot be told would send the message again and again, so there it counts as a live one.
+        // Who cannot be told would send the message again and again, so there it is delivered and logged.
         let why = "the table of retained messages is full (retained_max_messages, retained_max_bytes)";
         if conn.version == Version::V5 && publish.qos != QoS::AtMostOnce {
             return refuse(lane, conn, publish, ReasonCode::QuotaExceeded, why);
         }
         let detail = format!("topic {:?} is not retained: {why}", publish.topic);
         shared.events.add(EventKind::PublishRefused, &conn.client_id, ReasonCode::QuotaExceeded, detail);
-        live = Publish { retain: false, ..*publish };
-        publish = &live;
+        retained = false;
     }
     if publish.qos == QoS::ExactlyOnce {
         conn.session().incoming.insert(publish.packet_id);
     }
     let sender =
         Sender { client_id: &conn.client_id, version: conn.version, conn: lane.id(slot, conn.generation) };
-    accept(lane, shared, &sender, publish, subscriptions);
+    accept(lane, shared, &sender, publish, retained, subscriptions);
     Ok(())
 }
 
@@ -103,22 +101,26 @@ pub(super) fn publish_will(
     lane.received_at_us = now_us();
     let mut subscriptions = Reading::new(&shared.subscriptions);
     // Its expiry interval begins now (section 3.1.3.2.4).
-    let mut publish = will.outgoing().publish(will.qos, will.retain, 0);
+    let publish = will.outgoing().publish(will.qos, will.retain, 0);
+    let mut retained = publish.retain;
     if publish.retain && !retain(lane, shared, &publish) {
         let detail = format!("the will's topic {:?} is not retained: the table is full", publish.topic);
         shared.events.add(EventKind::PublishRefused, sender.client_id, ReasonCode::QuotaExceeded, detail);
-        publish.retain = false;
+        retained = false;
     }
-    accept(lane, shared, sender, &publish, &mut subscriptions);
+    accept(lane, shared, sender, &publish, retained, &mut subscriptions);
     lane.staging.close_run();
 }
 
 /// Decodes and stages an accepted message and passes it on. Packet id 0: nobody is answered.
+///
+/// retained: the table of retained messages took it, as far as there is one
 fn accept(
     lane: &mut Lane,
     shared: &Shared,
     sender: &Sender<'_>,
     publish: &Publish<'_>,
+    retained: bool,
     subscriptions: &mut Reading<'_>,
 ) {
     let Lane { staging, plain, decoded, streams, held, received_at_us, edge_node, .. } = lane;
@@ -213,7 +215,7 @@ fn accept(
             Cell::Bytes(publish.topic.as_bytes()),
             Cell::Bytes(sender.client_id.as_bytes()),
             Cell::Bigint(publish.qos as i64),
-            Cell::Boolean(publish.retain && shared.options.retain_available),
+            Cell::Boolean(retained && shared.options.retain_available),
             Cell::Bytes(publish.payload),
             Cell::Null,
             if publish.properties.is_empty() { Cell::Null } else { Cell::Bytes(publish.properties.raw()) },
