@@ -23,10 +23,10 @@ def of_rows(rows: Sequence[Row]) -> Costs:
         found = replace(found, flat_out_us=by_number["1"]["headwater"]["cpus_us"])
     if "3b" in by_number:
         found = replace(found, one_per_write_us=median(by_number["3b"]["headwater_us"]))
-    if "2" in by_number:
-        found = replace(found, pipeline_us=max(by_number["2"]["cpu_us"] - found.flat_out_us, 0.0))
-        if by_number["2"]["store_bytes"] is not None:
-            found = replace(found, store_bytes=by_number["2"]["store_bytes"])
+    if "2b" in by_number:
+        found = replace(found, pipeline_us=max(by_number["2b"]["cpu_us"] - found.flat_out_us, 0.0))
+        if by_number["2b"]["store_bytes"] is not None:
+            found = replace(found, store_bytes=by_number["2b"]["store_bytes"])
     if "6b" in by_number:
         found = replace(found, log_bytes=median(by_number["6b"]["bytes"]))
     if "7a" in by_number:

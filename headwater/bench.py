@@ -41,6 +41,7 @@ class BenchOptions:
                             bytes are sent as they are
     topic:                  topic name with `{device}` (and `{site}`, one of ten)
     one_per_write:          flat out with one PUBLISH per write instead of as many as fit
+    at_most:                flat out, but so many messages per second of all together, many per write; 0: no bound
     idle:                   connect and hold, publish nothing
     subscribers, filter:    connections that subscribe, beside the others
     timestamp_after:        what stands before the time of sending in a payload; empty: no latency of deliveries
@@ -61,6 +62,7 @@ class BenchOptions:
     payload: str | bytes = PAYLOAD
     topic: str = "dt/bench/{device}/telemetry"
     one_per_write: bool = False
+    at_most: float = 0.0
     idle: bool = False
     subscribers: int = 0
     filter: str = "#"
@@ -279,6 +281,7 @@ def _native_options(options: BenchOptions) -> dict[str, Any]:
         "generator": {
             "payload": options.payload,
             "one_per_write": options.one_per_write,
+            "at_most_per_s": options.at_most,
             "idle": options.idle,
             "connects_per_s": options.connects_per_s,
             "subscribers": options.subscribers,

@@ -24,14 +24,14 @@ class Costs:
     store_bytes:      the same in the table
     """
 
-    flat_out_us: float = 0.6
-    one_per_write_us: float = 14.9
-    pipeline_us: float = 0.8
+    flat_out_us: float = 0.57
+    one_per_write_us: float = 14.1
+    pipeline_us: float = 0.56
     kernel_bytes: float = 4_200
-    connection_bytes: float = 310
+    connection_bytes: float = 440
     device_bytes: float = 240
-    log_bytes: float = 8.2
-    store_bytes: float = 4.0
+    log_bytes: float = 9.6
+    store_bytes: float = 3.9
 
 
 #: As measured on the machine that `docs/performance.md` names.

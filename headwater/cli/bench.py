@@ -55,6 +55,9 @@ def bench_pub(
     ] = bench.PAYLOAD,
     topic: Annotated[str, typer.Option(help="Topic name with {device}.")] = "dt/bench/{device}/telemetry",
     one_per_write: Annotated[bool, typer.Option(help="Flat out, but one PUBLISH per write.")] = False,
+    at_most: Annotated[
+        float, typer.Option(help="Flat out, but so many messages per second of all; 0: no bound.")
+    ] = 0,
     subscribers: Annotated[int, typer.Option(help="Subscribing connections beside them.")] = 0,
     topic_filter: Annotated[str, typer.Option("--filter", help="What they subscribe to.")] = "#",
     sub_qos: Annotated[int, typer.Option(min=0, max=1, help="At which QoS.")] = 0,
@@ -85,6 +88,7 @@ def bench_pub(
             payload=_payload(payload),
             topic=topic,
             one_per_write=one_per_write,
+            at_most=at_most,
             subscribers=subscribers,
             filter=topic_filter,
             subscribe_qos=sub_qos,

@@ -100,6 +100,21 @@ def test_every_message_counted_is_a_row(server: Server, protocol: str, qos: int,
     await_that("every message is a row", lambda: rows(server, site) == 5_000)
 
 
+def test_flat_out_below_a_bound(server: Server) -> None:
+    options = BenchOptions(
+        port=port_of(server),
+        connections=4,
+        devices_per_connection=100,
+        at_most=20_000,
+        duration_s=1.0,
+        topic="dt/bound/{device}/telemetry",
+    )
+    report = bench.run(options)
+    assert 0 < report.sent == report.acked <= 20_000
+    assert report.sent % 50 == 0, "50 in each write"
+    await_that("every message is a row", lambda: rows(server, "bound") == report.sent)
+
+
 def test_a_rate_is_kept_and_spread_over_the_connections(server: Server) -> None:
     options = BenchOptions(
         port=port_of(server), connections=10, rate=1_000, duration_s=1.0, topic="dt/paced/{device}/telemetry"

@@ -61,6 +61,7 @@ struct Generator {
     /// Text with places, or bytes as they are.
     payload: Payload,
     one_per_write: bool,
+    at_most_per_s: f64,
     idle: bool,
     connects_per_s: f64,
     subscribers: u32,
@@ -85,6 +86,7 @@ impl Generator {
             payload: Some(payload.map_err(invalid)?),
             start_together: true,
             one_per_write: self.one_per_write,
+            at_most_per_s: self.at_most_per_s,
             idle: self.idle,
             connects_per_s: self.connects_per_s,
             subscribers: self.subscribers,

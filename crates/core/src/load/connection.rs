@@ -148,6 +148,8 @@ pub struct Connection {
     pub behind: bool,
     /// Stands in the thread's queue of connections that can go on.
     pub queued: bool,
+    /// Waits until the thread may send again (`Allowance`).
+    pub rests: bool,
     pub was_up: bool,
     /// Failures since the connection was last up for a while.
     pub failures: u32,
@@ -180,6 +182,7 @@ impl Connection {
             next_device: 0,
             behind: false,
             queued: false,
+            rests: false,
             was_up: false,
             failures: 0,
             state_since_ns: 0,

@@ -136,6 +136,7 @@ impl Worker {
         }
         if self.generating && !self.is_paced() {
             wake_ns = wake_ns.min(self.end_ns().unwrap_or(u64::MAX));
+            wake_ns = wake_ns.min(self.rest_ends_ns().unwrap_or(u64::MAX));
         }
         Duration::from_nanos(wake_ns.saturating_sub(self.now_ns()))
     }

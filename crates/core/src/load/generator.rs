@@ -15,6 +15,8 @@ pub struct GeneratorOptions {
     pub start_together: bool,
     /// Flat out: one PUBLISH per write, connections in turn, instead of as many as fit.
     pub one_per_write: bool,
+    /// Flat out, but so many messages per second over all threads at most. 0: no bound.
+    pub at_most_per_s: f64,
     /// Connections are held open and publish nothing.
     pub idle: bool,
     /// New connections per second, over all threads. 0: as fast as the server takes them.
@@ -33,6 +35,9 @@ impl GeneratorOptions {
         let refuse = |text: String| Err(FleetError::Options(text));
         if !(0.0..=1e6).contains(&self.connects_per_s) {
             return refuse(format!("connects_per_s is {}: give 0 (no bound) to 1e6", self.connects_per_s));
+        }
+        if !(0.0..=1e9).contains(&self.at_most_per_s) {
+            return refuse(format!("at_most_per_s is {}: give 0 (no bound) to 1e9", self.at_most_per_s));
         }
         if self.subscribers > 1_000_000 {
             return refuse(format!("subscribers is {}: at most 1,000,000", self.subscribers));

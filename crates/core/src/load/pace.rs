@@ -90,11 +90,54 @@ impl Lineup {
     }
 }
 
+/// What a thread may send by now, where a bound is set on sending flat out.
+pub struct Allowance {
+    /// Messages per second, > 0.
+    per_s: f64,
+    sent: u64,
+}
+
+/// Messages of one connection before the next gets its turn: enough that a write carries them cheaply.
+const SHARE: u64 = 50;
+
+impl Allowance {
+    /// `per_s`: messages per second of all `threads`; None without a bound.
+    pub fn new(per_s: f64, threads: usize) -> Option<Allowance> {
+        (per_s > 0.0).then(|| Allowance { per_s: per_s / threads.max(1) as f64, sent: 0 })
+    }
+
+    /// Messages that a connection may send now, `ns` after the start: 0, or its share.
+    pub fn share(&self, ns: u64) -> u64 {
+        let due = (self.per_s * ns as f64 / 1e9) as u64;
+        if due.saturating_sub(self.sent) < SHARE { 0 } else { SHARE }
+    }
+
+    pub fn spend(&mut self, messages: u64) {
+        self.sent += messages;
+    }
+
+    /// When the next share is there, nanoseconds after the start.
+    pub fn next_ns(&self) -> u64 {
+        ((self.sent + SHARE) as f64 / self.per_s * 1e9).ceil() as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn an_allowance_is_spent_and_grows_with_time() {
+        assert!(Allowance::new(0.0, 2).is_none());
+        let mut allowance = Allowance::new(200_000.0, 2).expect("a bound");
+        assert_eq!((allowance.share(0), allowance.next_ns()), (0, 500_000));
+        assert_eq!((allowance.share(499_000), allowance.share(500_000)), (0, SHARE));
+        allowance.spend(SHARE);
+        assert_eq!((allowance.share(999_000), allowance.next_ns()), (0, 1_000_000));
+        assert_eq!(allowance.share(60_000_000_000), SHARE, "however late, one share at a time");
+    }
 
     #[test]
     fn devices_pass_in_the_order_of_their_phases() {

@@ -16,7 +16,7 @@ use mio::{Events, Poll, Token};
 use super::connection::{Connection, Io, State};
 use super::fleet::{ABANDON, RUN, Shared};
 use super::options::FleetOptions;
-use super::pace::{Device, Lineup};
+use super::pace::{Allowance, Device, Lineup};
 use super::payloads::Payloads;
 use super::report::{Counters, Errors};
 use super::schedule::phase;
@@ -43,6 +43,10 @@ pub struct Worker {
     pub(super) devices_left: usize,
     /// None: flat out.
     pub(super) lineup: Option<Lineup>,
+    /// None: no bound on sending flat out.
+    allowance: Option<Allowance>,
+    /// Connections that wait for their share of it, in turn.
+    resting: VecDeque<u32>,
     pub(super) generating: bool,
     pub(super) in_flight: u64,
     pub(super) connect_now: VecDeque<u32>,
@@ -109,6 +113,8 @@ impl Worker {
             devices_left: devices.iter().filter(|device| !device.is_done()).count(),
             connect_now: (0..connections.len() as u32).collect(),
             lineup: (rate > 0.0).then(|| Lineup::new(&phases, rate)),
+            allowance: Allowance::new(options.generator.at_most_per_s, count),
+            resting: VecDeque::new(),
             options,
             payloads,
             shared,
@@ -168,6 +174,7 @@ impl Worker {
             } else if self.end_ns().is_some_and(|end_ns| now_ns >= end_ns) {
                 (self.generating, self.time_is_up) = (false, true);
             }
+            self.end_rest(now_ns);
             self.ask_for_the_end();
             for _ in 0..self.ready.len() {
                 if let Some(c) = self.ready.pop_front() {
@@ -409,6 +416,9 @@ impl Worker {
             // The acknowledgements of the rest bring it back here; small writes would cost more than they carry.
             return;
         }
+        if self.connections[c].rests {
+            return;
+        }
         let turn_max = if one_per_write { 1 } else { TURN_MESSAGES };
         let batch_max = if one_per_write { 1 } else { BATCH_BYTES };
         let (mut turn, mut passed) = (0, 0);
@@ -417,21 +427,60 @@ impl Worker {
                 return self.make_ready(c);
             }
             let now_ns = self.now_ns();
+            let share = self.share(now_ns);
+            if share == 0 {
+                return self.rest(c);
+            }
             self.wall_us = wall_us();
             self.batch.clear();
-            while passed < devices && self.batch.len() < batch_max && self.can_send(c) {
+            let mut sent = 0;
+            while passed < devices && self.batch.len() < batch_max && sent < share && self.can_send(c) {
                 let at = self.connections[c].next_device;
                 self.connections[c].next_device = (at + 1) % devices;
                 match self.next_reading(first + at as usize) {
                     Some(n) => {
                         self.encode_new(c, first + at as usize, n, now_ns);
-                        (turn, passed) = (turn + 1, 0);
+                        (turn, passed, sent) = (turn + 1, 0, sent + 1);
                     }
                     None => passed += 1,
                 }
             }
             self.write_batch(c, now_ns);
+            if let Some(allowance) = &mut self.allowance {
+                allowance.spend(sent);
+                return self.rest(c);
+            }
         }
+    }
+
+    /// Messages that a connection may send flat out at `now_ns`.
+    fn share(&self, now_ns: u64) -> u64 {
+        match (&self.allowance, self.origin_ns) {
+            (Some(allowance), Some(origin_ns)) => allowance.share(now_ns.saturating_sub(origin_ns)),
+            _ => u64::MAX,
+        }
+    }
+
+    /// Connection `c` waits behind the others for its next share.
+    fn rest(&mut self, c: usize) {
+        self.connections[c].rests = true;
+        self.resting.push_back(c as u32);
+    }
+
+    /// Lets those go on whose share has come, one after the other.
+    fn end_rest(&mut self, now_ns: u64) {
+        while self.share(now_ns) > 0
+            && let Some(c) = self.resting.pop_front()
+        {
+            self.connections[c as usize].rests = false;
+            self.go_on(c as usize);
+        }
+    }
+
+    /// When the next connection has its share, nanoseconds after the start.
+    pub(super) fn rest_ends_ns(&self) -> Option<u64> {
+        let (allowance, origin_ns) = (self.allowance.as_ref()?, self.origin_ns?);
+        (!self.resting.is_empty()).then(|| allowance.next_ns().saturating_add(origin_ns))
     }
 
     pub(super) fn make_ready(&mut self, c: usize) {
