@@ -56,7 +56,12 @@ impl KeyFile {
             return Err(LogError::Version { file: name, found: version, known: VERSION });
         }
         this.end = HEADER_BYTES as u64;
-        while let Some((first, count, entries)) = take_batch(&mut cursor) {
+        let batches: Vec<_> = std::iter::from_fn(|| take_batch(&mut cursor)).collect();
+        // An entry takes a byte at least, so a count cannot ask for more memory than a few times the file.
+        let entry_bytes = batches.iter().map(|(.., entries)| entries.len()).sum();
+        let count: usize = batches.iter().map(|(_, count, _)| *count as usize).sum();
+        keys.reserve(count.min(entry_bytes), entry_bytes);
+        for (first, count, entries) in batches {
             let loaded = keys.load_entries(first, count, entries);
             loaded.map_err(|error| LogError::corrupt(&name, this.end, error.to_string()))?;
             this.end += (BATCH_HEADER_BYTES + entries.len()) as u64;

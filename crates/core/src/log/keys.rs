@@ -159,14 +159,12 @@ impl Keys {
     fn append(&mut self, hash: u32, key: &[u8]) -> u32 {
         // Linear probing stays short up to about 70 % of the slots.
         if (self.ends.len() + 1) * 10 > self.slots.len() * 7 {
-            self.grow();
+            self.grow(self.slots.len() * 2);
         }
         let id = self.len();
         let slot = Slot { hash, id, start: self.bytes.len() as u32, length: key.len() as u32 };
         if self.bytes.capacity() - self.bytes.len() < key.len() {
-            let mut bytes = with_capacity(self.bytes.capacity() * 2 + MAX_KEY_BYTES);
-            bytes.extend_from_slice(&self.bytes);
-            self.bytes = bytes;
+            self.grow_bytes(self.bytes.capacity() * 2 + MAX_KEY_BYTES);
         }
         self.bytes.extend_from_slice(key);
         self.ends.push(self.bytes.len() as u32);
@@ -174,11 +172,30 @@ impl Keys {
         id
     }
 
-    fn grow(&mut self) {
-        let mut slots = with_capacity(self.slots.len() * 2);
-        slots.resize(self.slots.len() * 2, FREE);
+    /// Makes room for `count` more keys of `bytes` bytes together, so that adding them grows nothing.
+    pub fn reserve(&mut self, count: usize, bytes: usize) {
+        let slots = ((self.ends.len() + count) * 10).div_ceil(7).next_power_of_two();
+        if slots > self.slots.len() {
+            self.grow(slots);
+        }
+        if self.bytes.capacity() - self.bytes.len() < bytes {
+            self.grow_bytes(self.bytes.len() + bytes);
+        }
+        self.ends.reserve(count);
+    }
+
+    fn grow_bytes(&mut self, capacity: usize) {
+        let mut bytes = with_capacity(capacity);
+        bytes.extend_from_slice(&self.bytes);
+        self.bytes = bytes;
+    }
+
+    /// To so many slots, a power of two.
+    fn grow(&mut self, count: usize) {
+        let mut slots = with_capacity(count);
+        slots.resize(count, FREE);
         let mut slots = slots.into_boxed_slice();
-        self.shift -= 1;
+        self.shift = 32 - count.ilog2();
         for slot in self.slots.iter().filter(|slot| slot.id != NONE) {
             place(&mut slots, self.shift, *slot);
         }
@@ -201,23 +218,32 @@ impl Keys {
         if first > self.len() {
             return Err(Malformed("key entries before these are missing"));
         }
-        for id in first..first.checked_add(count).ok_or(Malformed("key ids exceed 32 bits"))? {
+        let end = first.checked_add(count).ok_or(Malformed("key ids exceed 32 bits"))?;
+        for id in first..end.min(self.len()) {
             let length: usize = entries.narrow()?;
-            let key = entries.take(length)?;
-            if id < self.len() {
-                if self.get(id) != Some(key) {
-                    return Err(Malformed("a key differs from the one already known under its id"));
+            if self.get(id) != Some(entries.take(length)?) {
+                return Err(Malformed("a key differs from the one already known under its id"));
+            }
+        }
+        // As in `resolve`: the slots of a group are on their way from memory while others are looked at.
+        let (mut keys, mut hashes) = ([&[][..]; GROUP], [0_u32; GROUP]);
+        while self.len() < end {
+            let group = ((end - self.len()) as usize).min(GROUP);
+            for (key, to) in keys[..group].iter_mut().zip(&mut hashes) {
+                let length: usize = entries.narrow()?;
+                *key = entries.take(length)?;
+                *to = hash(key, self.seed) as u32;
+                prefetch(&self.slots, (*to >> self.shift) as usize);
+            }
+            for (key, hash) in keys[..group].iter().zip(hashes) {
+                if self.probe(hash, key).is_some() {
+                    return Err(Malformed("a key has two ids"));
                 }
-                continue;
+                if self.bytes.len() + key.len() > NONE as usize {
+                    return Err(Malformed("key bytes exceed 32 bits"));
+                }
+                self.append(hash, key);
             }
-            let hash = hash(key, self.seed) as u32;
-            if self.probe(hash, key).is_some() {
-                return Err(Malformed("a key has two ids"));
-            }
-            if self.bytes.len() + key.len() > NONE as usize {
-                return Err(Malformed("key bytes exceed 32 bits"));
-            }
-            self.append(hash, key);
         }
         if entries.is_empty() { Ok(()) } else { Err(Malformed("bytes follow the last key entry")) }
     }
@@ -321,6 +347,23 @@ mod tests {
         assert!(keys.load_entries(3, 1, b"\x01a").is_err(), "known key under another id");
         assert!(keys.load_entries(3, 1, b"\x05a").is_err(), "cut");
         assert!(keys.load_entries(3, 0, b"\x01a").is_err(), "bytes left over");
+    }
+
+    #[test]
+    fn reserved_memory_takes_the_keys_without_growing() {
+        let mut source = Keys::new(1, 100_000);
+        for id in 0..10_000 {
+            source.insert(format!("device-{id}").as_bytes()).unwrap();
+        }
+        let mut entries = Vec::new();
+        source.put_entries(0, source.len(), &mut entries);
+        let mut keys = Keys::new(1, 100_000);
+        keys.insert(b"device-0").unwrap();
+        keys.reserve(9_999, entries.len());
+        let (slots, bytes) = (keys.slots.len(), keys.bytes.capacity());
+        keys.load_entries(0, 10_000, &entries).unwrap();
+        assert_eq!((keys.slots.len(), keys.bytes.capacity()), (slots, bytes));
+        assert!((0..10_000).all(|id| keys.find(source.get(id).unwrap()) == Some(id)));
     }
 
     proptest! {

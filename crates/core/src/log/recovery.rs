@@ -6,7 +6,10 @@
 //! changed, which is damage, and opening refuses.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
 use memchr::memmem;
@@ -21,7 +24,7 @@ use super::segment::{Ends, Segment, SegmentHeader, parse_name, segment_name};
 use super::segments::MAX_SPARES;
 use super::storage::Storage;
 use super::window::Window;
-use crate::schema::Offset;
+use crate::schema::{Offset, Partition};
 
 /// What opening found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,12 +101,8 @@ pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered,
             options.partitions, meta.partitions
         )));
     }
-    let (mut keys, mut key_files) = (Vec::new(), Vec::new());
-    for partition in 0..meta.partitions {
-        let mut dictionary = Keys::new(meta.seed, options.max_keys);
-        key_files.push(KeyFile::load(storage, crate::schema::Partition(partition), &mut dictionary)?);
-        keys.push(dictionary);
-    }
+    let (keys, key_files): (Vec<Keys>, Vec<KeyFile>) =
+        load_keys(storage, &meta, options.max_keys)?.into_iter().unzip();
     let key_bytes = key_files.iter().map(KeyFile::bytes).sum();
     // Begun and never listed; on a full disk their space is needed now.
     for name in names.iter().filter(|name| name.ends_with(".new")) {
@@ -143,6 +142,27 @@ pub fn recover(storage: &dyn Storage, options: &LogOptions) -> Result<Recovered,
     this.report.keys = this.keys.iter().map(|keys| u64::from(keys.len())).sum();
     this.report.took = began.elapsed();
     Ok(this)
+}
+
+/// The dictionaries of all partitions, which share the processors: with millions of keys they take most of an opening.
+fn load_keys(storage: &dyn Storage, meta: &Meta, max_keys: u32) -> Result<Vec<(Keys, KeyFile)>, LogError> {
+    let load = |partition: u16| {
+        let mut keys = Keys::new(meta.seed, max_keys);
+        let file = KeyFile::load(storage, Partition(partition), &mut keys)?;
+        Ok((keys, file))
+    };
+    let threads = available_parallelism().map_or(1, NonZero::get).min(usize::from(meta.partitions));
+    let each = meta.partitions.div_ceil(threads as u16).max(1);
+    let loaded = thread::scope(|scope| {
+        let parts: Vec<_> = (0..meta.partitions)
+            .step_by(usize::from(each))
+            .map(|first| first..meta.partitions.min(first + each))
+            .map(|part| scope.spawn(move || part.map(load).collect::<Result<Vec<_>, LogError>>()))
+            .collect();
+        parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    let loaded: Result<Vec<Vec<_>>, LogError> = loaded;
+    Ok(loaded?.into_iter().flatten().collect())
 }
 
 fn spares(storage: &dyn Storage, names: &[String], segment_bytes: u64) -> Vec<(String, u64)> {
@@ -358,6 +378,8 @@ fn valid_commit(
         Ok(commit) => commit,
         Err(why) => return Ok(Err(why)),
     };
+    // Read once, whatever its blocks are asked for later.
+    window.get(at, commit.bytes as usize, limit)?;
     let mut body_at = at + commit.head_bytes() as u64;
     for block in blocks.iter() {
         if let Err(why) = window.body(body_at, block, limit)? {

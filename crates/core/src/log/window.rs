@@ -15,12 +15,14 @@ const KEEP_BYTES: usize = 4 << 20;
 pub struct Window {
     segment: Arc<Segment>,
     start: u64,
+    /// What follows `start`; only the first `filled` bytes are the segment's.
     bytes: Vec<u8>,
+    filled: usize,
 }
 
 impl Window {
     pub fn new(segment: Arc<Segment>) -> Window {
-        Window { segment, start: 0, bytes: Vec::new() }
+        Window { segment, start: 0, bytes: Vec::new(), filled: 0 }
     }
 
     pub fn segment(&self) -> &Arc<Segment> {
@@ -30,27 +32,38 @@ impl Window {
     /// Bytes `at..at + length`; `limit` is how far the segment may be read, `at + length` at most that.
     pub fn get(&mut self, at: u64, length: usize, limit: u64) -> Result<&[u8], LogError> {
         let end = at + length as u64;
-        if at < self.start || end > self.start + self.bytes.len() as u64 {
-            let ahead = READ_AHEAD_BYTES.max(length as u64).min(limit.saturating_sub(at)) as usize;
-            self.start = at;
-            if self.bytes.capacity() > KEEP_BYTES {
-                self.bytes = Vec::new();
-            }
-            self.bytes.resize(ahead, 0);
-            let Segment { file, name, .. } = &*self.segment;
-            let read = file.read_at(at, &mut self.bytes);
-            let read = read.map_err(|error| LogError::io(format!("read {name} at byte {at}"), &error))?;
-            self.bytes.truncate(read);
-            if read < length {
-                return Err(LogError::corrupt(
-                    name,
-                    at + read as u64,
-                    "the file ends before its last commit",
-                ));
-            }
+        let filled = self.start..self.start + self.filled as u64;
+        if at < filled.start || end > filled.end {
+            self.read(at, length, limit)?;
         }
         let from = (at - self.start) as usize;
         Ok(&self.bytes[from..from + length])
+    }
+
+    /// Moves the window to `at`; what it has of it is not read again.
+    fn read(&mut self, at: u64, length: usize, limit: u64) -> Result<(), LogError> {
+        let ahead = READ_AHEAD_BYTES.max(length as u64).min(limit.saturating_sub(at)) as usize;
+        let known =
+            at.checked_sub(self.start).map_or(0..0, |from| (from as usize).min(self.filled)..self.filled);
+        let kept = known.len();
+        if self.bytes.len() < ahead || self.bytes.len() > KEEP_BYTES {
+            let mut bytes = vec![0; ahead.max(kept)];
+            bytes[..kept].copy_from_slice(&self.bytes[known]);
+            self.bytes = bytes;
+        } else {
+            self.bytes.copy_within(known, 0);
+        }
+        (self.start, self.filled) = (at, kept);
+        let Segment { file, name, .. } = &*self.segment;
+        if let Some(into) = self.bytes.get_mut(kept..ahead) {
+            let read = file.read_at(at + kept as u64, into);
+            self.filled += read.map_err(|error| LogError::io(format!("read {name} at byte {at}"), &error))?;
+        }
+        if self.filled < length {
+            let what = "the file ends before its last commit";
+            return Err(LogError::corrupt(name, at + self.filled as u64, what));
+        }
+        Ok(())
     }
 
     /// The header and, into `blocks`, the directory of the commit at byte `at`. The inner error says
