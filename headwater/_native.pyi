@@ -4,6 +4,7 @@ Arrow data crosses by the Arrow PyCapsule interface without copying. Long calls 
 lock. Errors are those of `headwater.errors`; built-in ones where they fit (ValueError for a bad argument).
 """
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import pyarrow as pa
@@ -161,8 +162,8 @@ class Gateway:
     ) -> None:
         """Opens the listeners and starts.
 
-        options: `host`, `port` and the limits of the `mqtt` section; `retained` [(topic, properties, payload, qos,
-                 age in seconds)]; `listeners`, each with `name`, `transport`,
+        options: `host`, `port` and the limits of the `mqtt` section; `loads_retained` (`restore` and `retained_loaded`
+                 will be called); `listeners`, each with `name`, `transport`,
                  `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
                  `proxy_protocol`, `max_connections`, `limits`; `limits`: `connect_rate`, `message_rate`, `byte_rate`,
                  `flapping_connects`, `max_takeovers`, 0 for none
@@ -183,6 +184,12 @@ class Gateway:
 
     def reload(self) -> list[tuple[str, str | None]]:
         """Reads the files of every TLS listener anew: name, and what was wrong with them or None."""
+
+    def restore(self, messages: Sequence[tuple[str, bytes, bytes, int, int]]) -> None:
+        """Takes over messages of before the start: topic, encoded MQTT 5 properties, payload, QoS, age in seconds."""
+
+    def retained_loaded(self) -> None:
+        """All of them have come: subscriptions that wait for retained messages get theirs."""
 
     def counters(self) -> dict[str, Any]:
         """Counters as integers, one balanced snapshot; `refused_connections` and `ended_connections` by reason."""

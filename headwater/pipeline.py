@@ -111,11 +111,8 @@ class Pipeline:
         for message in store.messages() if store is not None else ():
             logger.warning("store repaired", detail=message)
         self.logins = login_service(settings.auth, settings.policies, self.directory)
-        retained = (
-            RetainedKeeper.caught_up(self.log, self.database, clock)
-            if settings.mqtt.retain_available
-            else None
-        )
+        keeps = settings.mqtt.retain_available
+        retained = RetainedKeeper(self.log, self.database, clock) if keeps else None
         self.gateway = Gateway(
             self.log,
             settings.mqtt,
@@ -123,8 +120,10 @@ class Pipeline:
             self.directory / "ca",
             {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()},
             self.logins.native if self.logins else None,
-            retained.messages() if retained is not None else (),
+            loads_retained=keeps,
         )
+        if retained is not None:
+            retained.hand_over(self.gateway)
         self.troubles = Troubles(self.gateway)
         self.parts = Parts(
             settings=settings,

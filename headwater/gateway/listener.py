@@ -42,7 +42,7 @@ class Gateway:
     directory: where certificates of our own are kept, for listeners that name none
     streams:   settings and registered schema by stream name
     logins:    where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
-    retained:  what was retained before the start
+    loads_retained: what was retained before the start comes by `restore`, until `retained_loaded`
     raises:    ListenError when an address is taken, ConfigError for a stream that cannot be compiled or a certificate
                that cannot be used
     """
@@ -55,7 +55,7 @@ class Gateway:
         directory: Path,
         streams: Mapping[str, tuple[StreamSettings, Schema]],
         logins: _native.Logins | None = None,
-        retained: Sequence[StoredMessage] = (),
+        loads_retained: bool = False,
     ) -> None:
         options = settings.model_dump(exclude={"insecure", "listeners", *_OF_LISTENERS})
         options["limits"] = limits(settings, settings.host, settings.max_connect_rate)
@@ -67,7 +67,7 @@ class Gateway:
             for each in listeners
         ]
         options["threads"] = settings.threads or os.cpu_count() or 1
-        options["retained"] = list(retained)
+        options["loads_retained"] = loads_retained
         options["raw_filters"] = list(RAW_FILTERS)
         bindings = [
             declaration(name, stream, schema, log.inferred(schema.stream) if stream.infer else ())
@@ -82,6 +82,14 @@ class Gateway:
     def listeners(self) -> list[dict[str, Any]]:
         """Every listener, the plain one first: `name`, `transport`, `address`, and counts since the start."""
         return self._native.listeners()
+
+    def restore(self, messages: Sequence[StoredMessage]) -> None:
+        """Takes over messages that were retained before the start, unless their topics have newer ones, or were cleared."""
+        self._native.restore(messages)
+
+    def retained_loaded(self) -> None:
+        """All of them have come: subscriptions that wait for them get theirs."""
+        self._native.retained_loaded()
 
     def reload(self) -> list[tuple[str, str | None]]:
         """Reads certificates, authorities and revocation lists anew.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from headwater.config import LogSettings
 from headwater.database import Database
-from headwater.gateway.retained import RetainedKeeper
+from headwater.gateway import retained
+from headwater.gateway.retained import RetainedKeeper, StoredMessage
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import OWN_SCHEMAS, RAW_SCHEMA, Schema
 
@@ -84,5 +86,63 @@ def test_rows_of_an_earlier_version_have_no_properties(tmp_path: Path) -> None:
     while keeper.step():
         pass
     assert sorted(keeper.messages()) == [("new", b"\x01\x01", b"y", 2, 7), ("old", b"", b"x", 2, 7)]
+    log.close()
+    database.close()
+
+
+class _Given:
+    """What a gateway would be given."""
+
+    def __init__(self) -> None:
+        self.messages: list[StoredMessage] = []
+        self.complete = False
+
+    def restore(self, messages: Sequence[StoredMessage]) -> None:
+        assert not self.complete
+        self.messages += messages
+
+    def retained_loaded(self) -> None:
+        assert not self.complete
+        self.complete = True
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 9])
+def test_a_gateway_is_given_each_message_of_before_the_start_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(retained, "PAGE_ROWS", 4)
+    log, database = _open(tmp_path)
+    # Some are in the database, the others only in the log.
+    for n in range(count):
+        _append(log, f"t/{n}", b"x", retain=True)
+        if n == count // 2:
+            before = RetainedKeeper(log, database, lambda: NOW_US)
+            while before.step():
+                pass
+    keeper = RetainedKeeper(log, database, lambda: NOW_US)
+    given = _Given()
+    keeper.hand_over(given)
+    while keeper.step():
+        pass
+    assert given.complete
+    assert given.messages == [(f"t/{n}", b"\x01\x01", b"x", 2, 7) for n in range(count)]
+    log.close()
+    database.close()
+
+
+def test_nothing_is_given_before_the_log_is_read_to_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retained, "BATCH_ROWS", 1)
+    log, database = _open(tmp_path)
+    _append(log, "t", b"old", retain=True)
+    _append(log, "t", b"new", retain=True)
+    keeper = RetainedKeeper(log, database, lambda: NOW_US)
+    given = _Given()
+    keeper.hand_over(given)
+    while not given.complete:
+        assert given.messages == []
+        assert keeper.step()
+    assert [message[2] for message in given.messages] == [b"new"]
     log.close()
     database.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from paho.mqtt.properties import Properties
 
 from tests.integration import peer
 from tests.integration.peer import Peer
-from tests.integration.server import TELEMETRY, Server
+from tests.integration.server import TELEMETRY, Server, await_that
 
 VERSIONS = pytest.mark.parametrize("version", [mqtt.MQTTv311, mqtt.MQTTv5], ids=["3.1.1", "5"])
 LEVELS = pytest.mark.parametrize("level", [4, 5], ids=["3.1.1", "5"])
@@ -126,6 +127,64 @@ def test_retained_messages_survive_kills_and_orderly_restarts(
             assert found["kept/6"].properties.ContentType == "text/plain"
             assert 0 < found["kept/6"].properties.MessageExpiryInterval <= 3600
     up.stop()
+
+
+@LEVELS
+def test_a_client_that_subscribes_before_they_are_loaded_gets_every_retained_message_once(
+    server: Callable[..., Server], level: int
+) -> None:
+    count = 20_000
+    up = server(TELEMETRY).start()
+    with Peer(up.mqtt, level) as device:
+        device.login("device")
+        device.send(b"".join(peer.publish(level, f"many/{n}", b"old", retain=True) for n in range(count)))
+        # Behind them in the log.
+        assert device.ask(b"") == []
+    up.kill()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address: tuple[str, int] = free.getsockname()
+    up.spawn([f"mqtt.port={address[1]}"])
+    with (
+        await_that("a connection", lambda: _accepted(address, level)) as late,
+        Peer(address, level) as device,
+    ):
+        late.login("late")
+        late.send(peer.subscribe(level, ("many/#", 0)))
+        suback = late.read()
+        assert suback is not None
+        assert suback.kind == peer.SUBACK
+        device.login("device")
+        # Whether they come before the stored ones or after: these are newer.
+        device.send(peer.publish(level, "many/7", b"new", retain=True))
+        device.send(peer.publish(level, f"many/{count - 1}", b"", retain=True))
+        assert device.ask(peer.publish(level, "many/live", b"live")) == []
+        found: dict[str, list[tuple[bytes, bool]]] = {}
+        while len(found) < count + 1:
+            heard = late.read()
+            assert heard is not None
+            topic, payload = heard.message(level)
+            found.setdefault(topic, []).append((payload, bool(heard.first & 1)))
+        # Live, and before it what was retained, where that had been loaded when it subscribed.
+        assert found.pop("many/live") == [(b"live", False)]
+        assert found.pop("many/7")[-1] == (b"new", False)
+        assert found.pop(f"many/{count - 1}")[-1] == (b"", False)
+        assert found == {f"many/{n}": [(b"old", True)] for n in range(count - 1) if n != 7}
+    with Peer(address, level) as again:
+        again.login("again")
+        again.send(peer.subscribe(level, ("many/7", 0), (f"many/{count - 1}", 0)))
+        kinds = [again.read() for _ in range(2)]
+        assert [each.kind for each in kinds if each] == [peer.SUBACK, peer.PUBLISH]
+        assert kinds[1] is not None
+        assert kinds[1].message(level) == ("many/7", b"new")
+        assert again.ask(b"") == []
+    up.stop()
+
+
+def _accepted(address: tuple[str, int], level: int) -> Peer | None:
+    try:
+        return Peer(address, level)
+    except OSError:
+        return None
 
 
 @LEVELS

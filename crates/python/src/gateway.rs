@@ -13,7 +13,7 @@ use headwater_core::net::{
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::clients::{self, PyTrace};
@@ -31,6 +31,9 @@ struct PyGateway {
     gateway: Mutex<Option<Gateway>>,
 }
 
+/// Topic, properties, payload, QoS and age in seconds.
+type Retained = (PyBackedStr, PyBackedBytes, PyBackedBytes, u8, u32);
+
 /// The `mqtt` section of the settings, with threads resolved, and the filters of raw messages.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -47,8 +50,7 @@ struct Options {
     max_session_expiry_s: u32,
     max_sessions: usize,
     retain_available: bool,
-    /// Topic, properties, payload, QoS and age in seconds.
-    retained: Vec<(String, PyBackedBytes, PyBackedBytes, u8, u32)>,
+    loads_retained: bool,
     max_retained_messages: usize,
     max_retained_bytes: usize,
     max_payload_bytes: usize,
@@ -151,17 +153,6 @@ fn resolve(py: Python<'_>, name: &str, host: &str, port: u16) -> PyResult<Socket
 }
 
 impl Options {
-    fn stored(&self) -> Vec<StoredMessage> {
-        let stored = self.retained.iter().map(|(topic, properties, payload, qos, age_s)| StoredMessage {
-            topic: topic.clone(),
-            properties: properties.to_vec(),
-            payload: payload.to_vec(),
-            qos: *qos,
-            age_s: *age_s,
-        });
-        stored.collect()
-    }
-
     fn convert(&self, address: SocketAddr, listeners: Vec<ListenerOptions>) -> GatewayOptions {
         GatewayOptions {
             address,
@@ -177,7 +168,7 @@ impl Options {
             max_session_expiry_s: self.max_session_expiry_s,
             max_sessions: self.max_sessions,
             retain_available: self.retain_available,
-            retained: self.stored(),
+            loads_retained: self.loads_retained,
             max_subscriptions_per_client: self.max_subscriptions,
             max_topic_levels: self.max_topic_levels,
             max_topic_bytes: self.max_topic_bytes,
@@ -380,6 +371,21 @@ impl PyGateway {
         let filter = clients::filter(kind, text);
         let trace = py.detach(|| self.with(|gateway| gateway.trace(filter)))?;
         trace.map(PyTrace::new).map_err(|why| errors::raise(py, "TraceError", why))
+    }
+
+    fn restore(&self, py: Python<'_>, messages: Vec<Retained>) -> PyResult<()> {
+        py.detach(|| {
+            self.with(|gateway| {
+                for (topic, properties, payload, qos, age_s) in &messages {
+                    let (qos, age_s) = (*qos, *age_s);
+                    gateway.restore(StoredMessage { topic, properties, payload, qos, age_s });
+                }
+            })
+        })
+    }
+
+    fn retained_loaded(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.with(Gateway::retained_loaded))
     }
 
     fn events<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {

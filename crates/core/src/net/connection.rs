@@ -257,6 +257,19 @@ impl Connection {
         socket.flush()
     }
 
+    /// Whether `len` more bytes leave half of what may wait for the client to live messages. Tries to make room.
+    pub fn has_room(&mut self, len: usize, with: &mut Delivery<'_>) -> bool {
+        let most = with.options.outbound_max_bytes / 2;
+        if self.pending() > 0 && self.pending() + len > most {
+            // An error shows again when the pass flushes.
+            let _ = self.flush(with.pool, with.counters);
+        }
+        let waiting = self.out.as_ref().map(|out| out.waiting()).unwrap_or_default();
+        let fits = |bytes: usize| bytes == 0 || bytes + len <= most;
+        let queues = waiting.queued == 0 || waiting.queued < with.options.max_queued_messages / 2;
+        fits(self.pending()) && fits(waiting.bytes) && queues
+    }
+
     /// Writes a message to the client's buffer, queues it behind its window, or drops and counts it.
     pub fn deliver(&mut self, outgoing: Outgoing<'_>, manner: Manner, with: &mut Delivery<'_>) {
         if self.state == State::Parked && manner.qos == QoS::AtMostOnce {

@@ -88,9 +88,12 @@ impl Downlink {
             let qos = if qos >= 1 { QoS::AtLeastOnce } else { QoS::AtMostOnce };
             let retain = retain.is_some_and(|retain| !retain.is_null(row) && retain.value(row));
             let outgoing = Outgoing { topic, properties: &[], payload };
-            if retain && payload.is_empty() {
-                self.shared.retained.clear(topic);
-            } else if retain && self.shared.retained.set(outgoing, qos, tick).is_err() {
+            let retained = match (retain, payload) {
+                (false, _) => Ok(()),
+                (true, []) => shared.retained.clear(topic),
+                (true, _) => shared.retained.set(outgoing, qos, tick),
+            };
+            if retained.is_err() {
                 let detail =
                     format!("topic {topic:?} is not retained: the table of retained messages is full");
                 self.shared.events.add(EventKind::PublishRefused, "", ReasonCode::QuotaExceeded, detail);

@@ -27,7 +27,7 @@ use super::listener::{Listener, ListenerOptions, ListenerStatus, listen};
 use super::options::{GatewayOptions, PLAIN};
 use super::registry::Registry;
 use super::reload::reload_all;
-use super::retained::Retained;
+use super::retained::{Retained, StoredMessage};
 use super::sparkplug::EdgeNodes;
 use super::sys::{Sys, SysValues};
 use super::tls::{HTTP_PROTOCOLS, MQTT_PROTOCOLS, TlsContext};
@@ -75,7 +75,7 @@ impl Gateway {
     /// `raw_filters` are logged to `_raw` too.
     pub fn start(
         log: Log,
-        mut options: GatewayOptions,
+        options: GatewayOptions,
         streams: Vec<StreamBinding>,
         raw_filters: Vec<String>,
     ) -> Result<Gateway, GatewayError> {
@@ -97,7 +97,6 @@ impl Gateway {
             .iter()
             .map(|poll| Ok(Inbox::new(Waker::new(poll.registry(), WAKE)?)))
             .collect::<io::Result<Vec<Inbox>>>()?;
-        let stored = std::mem::take(&mut options.retained);
         let shared = Arc::new(Shared {
             log,
             started: Instant::now(),
@@ -106,7 +105,11 @@ impl Gateway {
             bindings,
             subscriptions: RwLock::new(Trie::new(seed.rotate_left(17))),
             subscribed: AtomicUsize::new(0),
-            retained: Retained::new(options.retained_max_messages, options.retained_max_bytes),
+            retained: Retained::new(
+                options.retained_max_messages,
+                options.retained_max_bytes,
+                options.loads_retained,
+            ),
             registry: Registry::new(seed.rotate_left(41)),
             flapping: Flapping::new(
                 ticks(options.flapping_window_s),
@@ -127,14 +130,6 @@ impl Gateway {
             group_seed: seed.rotate_left(29),
             options,
         });
-        let tick = shared.options.clock.tick();
-        for message in &stored {
-            if let Err(why) = shared.retained.restore(message, tick) {
-                let detail =
-                    format!("the stored message of topic {:?} is not retained: {why}", message.topic);
-                shared.events.add(EventKind::PublishRefused, "", ReasonCode::QuotaExceeded, detail);
-            }
-        }
         if let Some(logins) = &shared.options.logins {
             logins.serve(&shared);
         }
@@ -174,6 +169,22 @@ impl Gateway {
     /// Host and port of the plain listener, as bound.
     pub fn address(&self) -> SocketAddr {
         self.shared.listeners.first().map_or(self.shared.options.address, |listener| listener.address)
+    }
+
+    /// Takes over a message that was retained before the start, where `loads_retained` says that some come. What devices
+    /// have retained or cleared on its topic since then is newer and stays.
+    pub fn restore(&self, stored: StoredMessage<'_>) {
+        let shared = &self.shared;
+        if let Err(why) = shared.retained.restore(stored, shared.options.clock.tick()) {
+            let detail = format!("the stored message of topic {:?} is not retained: {why}", stored.topic);
+            shared.events.add(EventKind::PublishRefused, "", ReasonCode::QuotaExceeded, detail);
+        }
+    }
+
+    /// All of them have come: subscriptions that wait get theirs.
+    pub fn retained_loaded(&self) {
+        self.shared.retained.loaded();
+        self.shared.inboxes.iter().for_each(|inbox| inbox.post(Mail::RetainedLoaded));
     }
 
     /// Every listener, the plain one first.

@@ -25,6 +25,8 @@ pub(super) enum Mail {
         result: Result<(), LogError>,
     },
     Deliver(Box<Deliveries>),
+    /// What was retained before the start is all there.
+    RetainedLoaded,
     /// A connection whose client id belongs to a connection or session of this thread.
     Join(Box<Connection>),
     /// The certificates of this listener have changed.

@@ -20,6 +20,7 @@ use super::options::GatewayOptions;
 use super::outbound::{Delivery, Pool};
 use super::pressure::{Level, Pressure};
 use super::registry::{ConnId, Registry};
+use super::replay::Replays;
 use super::retained::Retained;
 use super::sparkplug::EdgeNodes;
 use super::sys::SysValues;
@@ -162,6 +163,8 @@ pub(super) struct Lane {
     pub latencies: Vec<(u64, u64)>,
     pub pool: Pool,
     pub lifecycle: Lifecycle,
+    /// Retained messages that subscriptions are still to be sent.
+    pub replays: Replays,
     /// Connections with something to write.
     pub dirty: Vec<u32>,
     /// Tick at which a slow reader was named last.
@@ -194,6 +197,7 @@ impl Lane {
             latencies: Vec::new(),
             pool: Pool::new(),
             lifecycle: Lifecycle::default(),
+            replays: Replays::default(),
             dirty: Vec::new(),
             told_slow: 0,
             tick: shared.options.clock.tick(),

@@ -48,6 +48,7 @@ mod proxy_protocol;
 mod rate;
 mod registry;
 mod reload;
+mod replay;
 mod retained;
 mod session;
 mod sparkplug;

@@ -310,11 +310,11 @@ fn retain(lane: &mut Lane, shared: &Shared, publish: &Publish<'_>) -> bool {
     if !shared.options.retain_available {
         return true;
     }
-    if publish.payload.is_empty() {
-        shared.retained.clear(publish.topic);
-        return true;
-    }
-    let retained = shared.retained.set(Outgoing::of(publish), publish.qos, lane.tick).is_ok();
+    let retained = if publish.payload.is_empty() {
+        shared.retained.clear(publish.topic).is_ok()
+    } else {
+        shared.retained.set(Outgoing::of(publish), publish.qos, lane.tick).is_ok()
+    };
     lane.counters.retained_refused += u64::from(!retained);
     retained
 }

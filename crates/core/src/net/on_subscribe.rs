@@ -11,10 +11,11 @@ use super::lifecycle;
 use super::limits::Limit;
 use super::message::Outgoing;
 use super::outbound::Manner;
+use super::replay::{self, Replay};
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{
-    Properties, QoS, ReasonCode, Suback, Subscribe, SubscriptionOptions, Unsuback, Unsubscribe, Version,
-    topic,
+    NodeId, Properties, QoS, ReasonCode, Suback, Subscribe, SubscriptionOptions, Unsuback, Unsubscribe,
+    Version, topic,
 };
 
 pub(super) fn on_subscribe(
@@ -33,7 +34,7 @@ pub(super) fn on_subscribe(
     let mut codes = Vec::new();
     let mut told = false;
     // Filters whose retained messages are wanted.
-    let mut replays: Vec<(&str, SubscriptionOptions)> = Vec::new();
+    let mut replays: Vec<(&str, SubscriptionOptions, NodeId)> = Vec::new();
     let mut trie = shared.subscriptions.write();
     for (filter, mut options) in subscribe.filters() {
         if !access::may_subscribe(&mut conn.access, filter) {
@@ -77,7 +78,7 @@ pub(super) fn on_subscribe(
                 let wanted = group == 0
                     && (options.retain_handling == 0 || (options.retain_handling == 1 && replaced.is_none()));
                 if wanted {
-                    replays.push((filter, options));
+                    replays.push((filter, options, node));
                 }
                 codes.push(match options.qos {
                     QoS::AtMostOnce => ReasonCode::Success,
@@ -99,7 +100,7 @@ pub(super) fn on_subscribe(
     lane.counters.packets_out += 1;
     let granted = subscribe.filters().zip(&codes).filter(|(_, code)| **code < 0x80);
     lane.note_subscriptions(conn, slot, "subscribed", granted.map(|((filter, _), _)| filter));
-    for (filter, options) in replays {
+    for (filter, options, node) in replays {
         for (topic, value) in shared.sys.matching(filter) {
             let mut properties = Vec::new();
             with_identifiers(&[], &[identifier], &mut properties);
@@ -107,16 +108,9 @@ pub(super) fn on_subscribe(
             let manner = Manner { qos: options.qos.min(QoS::AtLeastOnce), retain: true, group: 0 };
             conn.deliver(outgoing, manner, &mut lane.delivery());
         }
-        for message in shared.retained.matching(filter) {
-            message.send_at(lane.tick, |outgoing| {
-                let mut properties = std::mem::take(&mut lane.properties);
-                with_identifiers(outgoing.properties, &[identifier], &mut properties);
-                let outgoing = Outgoing { properties: &properties, ..outgoing };
-                let manner = Manner { qos: options.qos.min(message.qos), retain: true, group: 0 };
-                conn.deliver(outgoing, manner, &mut lane.delivery());
-                lane.properties = properties;
-            });
-        }
+        let (filter, qos, upto) = (filter.into(), options.qos, shared.retained.serial());
+        let replay = Replay { node, filter, qos, identifier, upto, after: None };
+        replay::begin(lane, shared, conn, slot, replay);
     }
     lane.touch(conn, slot);
 }
@@ -157,6 +151,7 @@ pub(super) fn on_unsubscribe(
         codes.push(match removed {
             Some(node) => {
                 conn.subscriptions.retain(|held| *held != Subscribed { node, group });
+                lane.replays.forget(slot, node);
                 lane.counters.subscriptions -= 1;
                 ReasonCode::Success as u8
             }
@@ -186,6 +181,7 @@ pub(super) fn mark_away(lane: &Lane, conn: &Connection, slot: u32, away: bool) {
 
 /// Takes all subscriptions of a connection that ends.
 pub(super) fn unsubscribe_all(lane: &mut Lane, conn: &mut Connection, slot: u32) {
+    lane.replays.forget_all(slot);
     if conn.subscriptions.is_empty() {
         return;
     }

@@ -8,7 +8,6 @@ use super::clock::Clock;
 use super::limits::ListenerLimits;
 use super::listener::ListenerOptions;
 use super::logins::Logins;
-use super::retained::StoredMessage;
 use crate::mqtt::topic;
 
 /// Name of the listener that is always there.
@@ -36,8 +35,8 @@ pub struct GatewayOptions {
     /// 0, 1 or 2. A PUBLISH above it ends the connection with 0x9B.
     pub maximum_qos: u8,
     pub retain_available: bool,
-    /// What was retained before the start.
-    pub retained: Vec<StoredMessage>,
+    /// What was retained before the start comes by [`super::Gateway::restore`], until `retained_loaded`.
+    pub loads_retained: bool,
     /// Topic aliases that an MQTT 5 client may set; a higher one ends the connection with 0x94. 0: none.
     pub topic_alias_maximum: u16,
     /// Longest time that a session outlives its connection; `u32::MAX`: no bound. An MQTT 5 client that asks for more
@@ -95,7 +94,7 @@ impl Default for GatewayOptions {
             receive_maximum: 1024,
             maximum_qos: 2,
             retain_available: true,
-            retained: Vec::new(),
+            loads_retained: false,
             topic_alias_maximum: 32,
             max_session_expiry_s: 7 * 86_400,
             max_sessions: 1_000_000,

@@ -116,6 +116,7 @@ impl Worker {
             self.turn();
             self.deliver_own();
             self.lane.dispatch();
+            self.replay();
             self.lane.show();
             self.flush_dirty();
             self.expire();
@@ -134,7 +135,7 @@ impl Worker {
         if self.throttled() {
             // The log's answer wakes the loop, except when its queue is full of others' turns.
             Duration::from_millis(1)
-        } else if !self.ready.is_empty() {
+        } else if !self.ready.is_empty() || self.lane.replays.ready {
             Duration::ZERO
         } else {
             Duration::from_millis(TICK_MS)
@@ -201,6 +202,8 @@ impl Worker {
                     }
                     self.deliver(&deliveries);
                 }
+                // The pass goes on with what waits for them.
+                Mail::RetainedLoaded => {}
                 Mail::Join(conn) => {
                     self.lane.counters.sockets += 1;
                     self.join(*conn);

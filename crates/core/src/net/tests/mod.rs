@@ -9,6 +9,7 @@ mod faults;
 mod inspecting;
 mod limits;
 mod publishing;
+mod retained;
 mod sessions;
 mod shared;
 mod subscribing;
