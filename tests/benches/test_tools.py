@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benches import costs, flamegraph, subscribers
+from benches import costs, criterion, flamegraph, subscribers
 from benches.__main__ import ROWS, replace
 from benches.bench import Bench
-from benches.rows import formats
 from benches.server import profile
 from benches.table import NOT_MEASURED, PASS, SHORT, Row, judged, show
 from headwater.costs import MEASURED
@@ -30,16 +29,20 @@ decode/json_array_of_100
                         time:   [11.033 µs 11.155 µs 11.283 µs]
                         thrpt:  [794.58 MiB/s 803.69 MiB/s 812.58 MiB/s]
 decode/untold           time:   [1.0 ms 2.0 ms 3.0 ms]
+publish/match 1M subscriptions, exact
+                        time:   [90.0 µs 100.0 µs 110.0 µs]
+                        thrpt:  [4.5455 Melem/s 5.0000 Melem/s 5.5556 Melem/s]
 """
 
 
 def test_timings_of_criterion_are_read_with_their_units() -> None:
-    found = formats.parse(CRITERION)
-    assert list(found) == ["json", "json_array_of_100", "untold"]
+    found = criterion.parse(CRITERION)
+    assert list(found) == ["json", "json_array_of_100", "untold", "match 1M subscriptions, exact"]
     assert found["json"].readings_s == pytest.approx(1e9 / 237.73)
     assert found["json"].bytes_s == pytest.approx(373.07 * (1 << 20))
     assert found["json_array_of_100"].readings_s == pytest.approx(100 / 11.155e-6)
     assert (found["untold"].seconds, found["untold"].bytes_s) == (pytest.approx(2e-3), None)
+    assert found["match 1M subscriptions, exact"].seconds == pytest.approx(100e-6)
 
 
 PERF = """\
