@@ -10,36 +10,32 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 import structlog
 
 from headwater import database as db
 from headwater import durable, schemas
-from headwater.alerts.notify import Notifier
-from headwater.alerts.routing import Router
-from headwater.alerts.service import AlarmService
-from headwater.api.parts import Parts
 from headwater.config import Settings
-from headwater.devices.shadow import ShadowService
 from headwater.errors import DataDirectoryError
-from headwater.gateway.letters import Letters
 from headwater.gateway.listener import Gateway
 from headwater.gateway.logins import login_service, waiting_logins
 from headwater.gateway.logpace import LogPace
 from headwater.gateway.retained import RetainedKeeper
 from headwater.gateway.troubles import Troubles
-from headwater.ledger import Ledger
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA
-from headwater.selfcheck import SelfCheck, own_alarms
-from headwater.store.embedded import EmbeddedStore
-from headwater.streams.embedded import EmbeddedEngine
 from headwater.worker import Worker
 
+if TYPE_CHECKING:
+    from headwater.streams.plan import Plan
+
 logger = structlog.get_logger(__name__)
+
+#: Who holds the log until the services are there.
+STARTING: Final = "starting"
 
 #: Least time between two steps of a service, seconds: bounds what a reader costs when commits are frequent.
 PACE_S = {
@@ -52,6 +48,12 @@ PACE_S = {
     "retained": 0.05,
     "selfcheck": 1.0,
 }
+
+
+class _Service(Protocol):
+    def step(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 def now_us() -> int:
@@ -83,6 +85,56 @@ class Pipeline:
                 window, most = stream.dedupe_window, stream.dedupe_max_keys
                 self.log.dedupe(self.schemas[name], stream.dedupe, window, most, clock())
         self._workers: list[Worker] = []
+        self._closers: list[_Service] = []
+        self._stopping = threading.Event()
+        self._events = threading.Thread(target=self._report_events, name="events", daemon=True)
+        # Nothing may be trimmed before the services have said what they still need.
+        tables = [*OWN_SCHEMAS, *self.schemas.values()]
+        holder = STARTING if settings.pipeline.enabled else "pipeline disabled"
+        for schema in tables:
+            self.log.hold(holder, schema.stream, self.log.start(schema.stream))
+        self.logins = login_service(settings.auth, settings.policies, self.directory)
+        keeps = settings.mqtt.retain_available
+        retained = RetainedKeeper(self.log, self.database, clock) if keeps else None
+        self.gateway = Gateway(
+            self.log,
+            settings.mqtt,
+            settings.listeners,
+            self.directory / "ca",
+            {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()},
+            self.logins.native if self.logins else None,
+            loads_retained=keeps,
+        )
+        self.troubles = Troubles(self.gateway)
+        self._events.start()
+        try:
+            if retained is not None:
+                retained.hand_over(self.gateway)
+                self._drive("retained", retained)
+            self._start_services(plans, clock)
+        except BaseException:
+            # Devices have been accepted already; what was acknowledged is in the log.
+            self.stop(0)
+            raise
+        if settings.pipeline.enabled:
+            # Without it nothing reads, so everything stays: a later start with the pipeline finds every row.
+            for schema in tables:
+                self.log.release(holder, schema.stream)
+
+    def _start_services(self, plans: Mapping[str, Plan], clock: Callable[[], int]) -> None:
+        """Everything that reads the log. Its libraries are loaded here, so that no device waits for them."""
+        from headwater.alerts.notify import Notifier
+        from headwater.alerts.routing import Router
+        from headwater.alerts.service import AlarmService
+        from headwater.api.parts import Parts
+        from headwater.devices.shadow import ShadowService
+        from headwater.gateway.letters import Letters
+        from headwater.ledger import Ledger
+        from headwater.selfcheck import SelfCheck, own_alarms
+        from headwater.store.embedded import EmbeddedStore
+        from headwater.streams.embedded import EmbeddedEngine
+
+        settings = self.settings
         router = Router(settings.routes)
         store = ledger = letters = engine = alarms = notifier = shadows = None
         if settings.pipeline.enabled:
@@ -104,27 +156,8 @@ class Pipeline:
             alarms = AlarmService(self.log, self.database, settings.alarms, self.schemas, clock, router)
             notifier = Notifier(self.database, self.log, settings.notify, clock)
             shadows = ShadowService(self.log, self.database, settings.shadow, clock)
-        else:
-            # Nothing reads, so nothing may be trimmed: a later start with the pipeline finds every row.
-            for schema in [*OWN_SCHEMAS, *self.schemas.values()]:
-                self.log.hold("pipeline disabled", schema.stream, self.log.start(schema.stream))
-        for message in store.messages() if store is not None else ():
-            logger.warning("store repaired", detail=message)
-        self.logins = login_service(settings.auth, settings.policies, self.directory)
-        keeps = settings.mqtt.retain_available
-        retained = RetainedKeeper(self.log, self.database, clock) if keeps else None
-        self.gateway = Gateway(
-            self.log,
-            settings.mqtt,
-            settings.listeners,
-            self.directory / "ca",
-            {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()},
-            self.logins.native if self.logins else None,
-            loads_retained=keeps,
-        )
-        if retained is not None:
-            retained.hand_over(self.gateway)
-        self.troubles = Troubles(self.gateway)
+            for message in store.messages():
+                logger.warning("store repaired", detail=message)
         self.parts = Parts(
             settings=settings,
             clock=clock,
@@ -151,18 +184,17 @@ class Pipeline:
             "alarms": alarms,
             "shadows": shadows,
             "notifier": notifier,
-            "retained": retained,
             "selfcheck": selfcheck,
         }
         for name, service in services.items():
             if service is not None:
-                self._workers.append(Worker(name, service.step, self.log, PACE_S[name]))
-        self._events = threading.Thread(target=self._report_events, name="events", daemon=True)
-        self._stopping = threading.Event()
-        self._closers = [service for service in services.values() if service is not None]
-        for worker in self._workers:
-            worker.start()
-        self._events.start()
+                self._drive(name, service)
+
+    def _drive(self, name: str, service: _Service) -> None:
+        """Steps the service on a thread of its own, until `stop`, which closes it."""
+        self._closers.append(service)
+        self._workers.append(Worker(name, service.step, self.log, PACE_S[name]))
+        self._workers[-1].start()
 
     def announce(self, http: str) -> None:
         """Writes `run.json` (renamed into place): addresses and pid, for scripts that started us."""
@@ -223,6 +255,10 @@ def check(settings: Settings) -> None:
 
     raises: ConfigError
     """
+    from headwater.alerts.notify import Notifier
+    from headwater.alerts.routing import Router
+    from headwater.alerts.service import AlarmService
+
     tables, _ = schemas.planned(settings)
     AlarmService.check(settings.alarms, tables)
     waiting_logins(settings.auth, settings.policies)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import sqlglot
 import structlog
-from sqlglot import exp
 
 from headwater import database as db
 from headwater.config import Settings
@@ -15,8 +13,9 @@ from headwater.declarations import StreamSettings
 from headwater.errors import ConfigError, SqlError
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import FIRST_USER_STREAM, Column, ColumnType, Schema
-from headwater.streams.dialect import ContinuousSql
-from headwater.streams.sql import Plan, plan
+
+if TYPE_CHECKING:
+    from headwater.streams.plan import Plan
 
 logger = structlog.get_logger(__name__)
 
@@ -60,7 +59,15 @@ def stream_columns(stream: StreamSettings) -> tuple[Column, ...]:
 def named_columns(settings: Settings, name: str) -> list[str]:
     """Columns of stream `name` that queries and alarms name and its declaration lacks: they are made at the start, so
     that a rule can be written before the first message."""
-    texts = [q.sql for q in settings.queries.values() if name in _words(q.sql)]
+    if not settings.queries and not settings.alarms:
+        return []
+    import sqlglot
+    from sqlglot import exp
+
+    from headwater.streams.dialect import ContinuousSql
+
+    queries = settings.queries.values()
+    texts = [q.sql for q in queries if name in {token.text for token in sqlglot.tokenize(q.sql)}]
     alarms = [alarm for alarm in settings.alarms.values() if alarm.on == name]
     texts += [f"SELECT {sql}" for alarm in alarms for _, sql in alarm.conditions]
     texts += [f"SELECT {alarm.rate.of}" for alarm in alarms if alarm.rate]
@@ -77,10 +84,6 @@ def named_columns(settings: Settings, name: str) -> list[str]:
             if column.name not in known and column.name.isidentifier():
                 found.setdefault(column.name)
     return list(found)
-
-
-def _words(sql: str) -> set[str]:
-    return {token.text for token in sqlglot.tokenize(sql)}
 
 
 def planned(
@@ -102,6 +105,9 @@ def planned(
         tables[name] = Schema(0, 0, name, stream_columns(stream) + more, stream.key_column)
     plans: dict[str, Plan] = {}
     waiting = dict(settings.queries)
+    if waiting:
+        # The SQL parser is loaded where there is SQL: devices wait for this.
+        from headwater.streams.sql import plan
     while waiting:
         refusals: dict[str, SqlError] = {}
         for name, query in waiting.items():

@@ -1,8 +1,7 @@
 """Row 11: what the gateway costs: fan-in, fan-out, idle connections under TLS, TLS handshakes, matching.
 
-Fan-in is measured at two rates, with one message per write at both, as single devices send: at the lower one the server
-finds one message in a read, at the higher one those that have come since the last. Its share of the machine's clock while nobody sends
-is part of the figure.
+Fan-in is measured at two rates, with one message per write at both, as single devices send: the more a device sends,
+the more of its messages the server finds in one read. What the server does while nobody sends is part of the figure.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Gateway:
         return self._native.listeners()
 
     def restore(self, messages: Sequence[StoredMessage]) -> None:
-        """Takes over messages that were retained before the start, unless their topics have newer ones, or were cleared."""
+        """Takes over messages of before the start, unless their topics have newer ones or were cleared since."""
         self._native.restore(messages)
 
     def retained_loaded(self) -> None:

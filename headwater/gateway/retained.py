@@ -4,9 +4,9 @@ A retained message is a row of `_raw` in the commit that its PUBACK waits for, o
 are one transaction.
 
 Devices do not wait for them. Once the gateway accepts, the keeper reads what the log had beyond the offsets at the
-start, so that it has every message that was acknowledged, however the process before it ended, and then hands all
-of them to the gateway, in pages. Subscriptions made meanwhile get theirs at the end of it; what devices retain meanwhile is newer
-and stays.
+start, so that it has every message that was acknowledged, however the process before it ended, and then hands all of
+them to the gateway, in pages. Subscriptions made meanwhile get theirs at the end of it; what devices retain meanwhile
+is newer and stays.
 
 Bounds: the gateway lets a topic in only while its table has room (`mqtt.max_retained_messages` and `_bytes`), so there
 are no more here.
@@ -85,7 +85,7 @@ class RetainedKeeper:
         self._have_committed()
 
     def hand_over(self, table: Table) -> None:
-        """From the next steps on, this table is given every message of before the start, then told that these were all."""
+        """From the next step on, this table is given every message of before the start, then told that it has all."""
         self._table = table
 
     def step(self) -> bool:

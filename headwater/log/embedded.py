@@ -103,6 +103,10 @@ class EmbeddedLog:
     def hold(self, reader: str, stream: int, offsets: Offsets) -> None:
         self.native.hold(reader, stream, list(offsets))
 
+    def release(self, reader: str, stream: int) -> None:
+        """`reader` needs nothing of the stream any more."""
+        self.native.release(reader, stream)
+
     def wait(self, seen: int, timeout_s: float) -> int:
         return self.native.wait(seen, timeout_s)
 
