@@ -3,6 +3,7 @@
 //! One pass takes what is ready, then the turn goes to the log, and at the end each connection that has something
 //! to write is written to once. Nothing here waits for the log: its answers come as mail.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,6 +43,9 @@ const NAP: Duration = Duration::from_millis(1);
 const HURRY_BYTES: usize = 4 << 10;
 /// Deliveries waiting in another thread's inbox above which this one stops reading.
 const MAX_INBOX_BYTES: usize = 32 << 20;
+/// Sockets taken over, and handshakes and ends handled, in one pass. Each costs some microseconds, and live clients wait
+/// for the end of a pass.
+const NEW_PER_PASS: usize = 32;
 /// Token of the inbox's waker; connections have their slot.
 pub(super) const WAKE: Token = Token(usize::MAX);
 
@@ -54,6 +58,10 @@ pub(super) struct Worker {
     pub(super) due: Vec<Entry>,
     /// Connections that may have something to read.
     pub(super) ready: Vec<u32>,
+    /// Those among them that have not been greeted yet or whose peers have hung up: they come behind the others.
+    behind: VecDeque<u32>,
+    /// Accepted and not taken over yet.
+    accepted: VecDeque<Transport>,
     /// Connections that are not read until their rates allow it, and their links.
     pub(super) paused: Vec<(u32, u32)>,
     /// The last tick at which they were looked at.
@@ -79,6 +87,8 @@ impl Worker {
             due: Vec::new(),
             lane,
             ready: Vec::new(),
+            behind: VecDeque::new(),
+            accepted: VecDeque::new(),
             paused: Vec::new(),
             unpaused: 0,
             buffer: vec![0; READ_BYTES],
@@ -111,6 +121,7 @@ impl Worker {
             }
             self.read_mail();
             self.release();
+            self.open_some();
             events.iter().for_each(|event| self.on_event(event));
             self.read_ready();
             self.turn();
@@ -135,11 +146,17 @@ impl Worker {
         if self.throttled() {
             // The log's answer wakes the loop, except when its queue is full of others' turns.
             Duration::from_millis(1)
-        } else if !self.ready.is_empty() || self.lane.replays.ready {
+        } else if self.has_work() {
             Duration::ZERO
         } else {
             Duration::from_millis(TICK_MS)
         }
+    }
+
+    /// Whether the next pass has something to do, whatever happens meanwhile.
+    fn has_work(&self) -> bool {
+        let left = !self.ready.is_empty() || !self.behind.is_empty() || !self.accepted.is_empty();
+        left || self.lane.replays.ready
     }
 
     /// Waits until a pass has something to do.
@@ -194,7 +211,7 @@ impl Worker {
         }
         for letter in mail.drain(..) {
             match letter {
-                Mail::Accepted(socket) => self.open(socket),
+                Mail::Accepted(socket) => self.accepted.push_back(socket),
                 Mail::Committed { turn, result } => self.lane.committed(turn, result),
                 Mail::Deliver(deliveries) => {
                     if let Some(inbox) = self.inbox() {
@@ -221,6 +238,13 @@ impl Worker {
     pub(super) fn next_number(&mut self) -> u32 {
         self.last_number = self.last_number.wrapping_add(1);
         self.last_number
+    }
+
+    fn open_some(&mut self) {
+        for _ in 0..NEW_PER_PASS {
+            let Some(socket) = self.accepted.pop_front() else { break };
+            self.open(socket);
+        }
     }
 
     fn open(&mut self, mut socket: Transport) {
@@ -255,7 +279,11 @@ impl Worker {
             conn.ended |= event.is_read_closed();
             if !conn.ready {
                 conn.ready = true;
-                self.ready.push(slot as u32);
+                if conn.state == State::Up && !conn.ended {
+                    self.ready.push(slot as u32);
+                } else {
+                    self.behind.push_back(slot as u32);
+                }
             }
         }
         let unwritten = conn.out.is_some() || conn.socket.as_ref().is_some_and(Transport::wants_write);
@@ -265,11 +293,13 @@ impl Worker {
     }
 
     fn read_ready(&mut self) {
-        let unread = !self.ready.is_empty() && self.throttled();
+        let idle = self.ready.is_empty() && self.behind.is_empty();
+        let unread = !idle && self.throttled();
         self.lane.note_pressure(unread);
-        if self.ready.is_empty() || unread {
+        if idle || unread {
             return;
         }
+        self.ready.extend(self.behind.drain(..self.behind.len().min(NEW_PER_PASS)));
         self.lane.received_at_us = now_us();
         let mut ready = std::mem::take(&mut self.ready);
         let mut buffer = std::mem::take(&mut self.buffer);
