@@ -5,6 +5,7 @@
 //! pass takes all that has gathered, writes all acknowledgements that the log has released meanwhile, and
 //! gives the log one turn, and the turns of all threads become one commit. Few messages are taken at once, and so
 //! are those of senders that send many at a time, which may wait for their acknowledgements before they send more.
+//! Where nobody waits for one, since all messages have QoS 0, a pass may gather for longer.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ const NANOS: u64 = 1_000_000;
 /// is enough.
 const OFTEN: u64 = 4;
 const VERY_OFTEN: u64 = 24;
+/// Ticks from pass to pass while no acknowledgement is owed: a read then finds some messages even of a device that
+/// sends a thousand a second, and a reading is late by no more than a network makes it.
+const NONE_OWED: u64 = 4;
 /// Messages in a read that senders must have gathered themselves.
 const BATCH: u64 = 8;
 /// Over which the rate is measured: short beside what a person notices, long beside a burst.
@@ -36,8 +40,9 @@ pub(super) struct Pace {
     /// Tick 0, the same for all threads.
     start: Instant,
     window_began: Instant,
-    /// Messages and reads until then, and bytes until the last pass.
+    /// Messages, acknowledgements and reads until then, and bytes until the last pass.
     window_messages: u64,
+    window_acks: u64,
     window_reads: u64,
     bytes: u64,
     /// Ticks from pass to pass; 0: messages are rare, or come many at a time.
@@ -46,26 +51,30 @@ pub(super) struct Pace {
 
 impl Pace {
     pub fn new(start: Instant) -> Pace {
-        Pace { start, window_began: start, window_messages: 0, window_reads: 0, bytes: 0, step: 0 }
+        let (window_messages, window_acks, window_reads) = (0, 0, 0);
+        Pace { start, window_began: start, window_messages, window_acks, window_reads, bytes: 0, step: 0 }
     }
 
     /// What to do when a pass is over.
     ///
-    /// messages, reads, bytes: since the loop began; a read is one of a connection
-    pub fn rest(&mut self, now: Instant, messages: u64, reads: u64, bytes: u64) -> Rest {
+    /// messages, acks, reads, bytes: since the loop began; a read is one of a connection
+    pub fn rest(&mut self, now: Instant, messages: u64, acks: u64, reads: u64, bytes: u64) -> Rest {
         let full = bytes - self.bytes > FULL_BYTES;
         self.bytes = bytes;
         let passed = now.duration_since(self.window_began);
         if passed >= WINDOW {
             let ticks = passed.as_nanos() as u64 / NANOS;
             let (read, reads_done) = (messages - self.window_messages, reads - self.window_reads);
+            let owes = acks > self.window_acks;
             self.step = match read / ticks {
+                OFTEN.. if !owes => NONE_OWED,
                 _ if read > reads_done * BATCH => 0,
                 ..OFTEN => 0,
                 OFTEN..VERY_OFTEN => 2,
                 _ => 1,
             };
-            (self.window_began, self.window_messages, self.window_reads) = (now, messages, reads);
+            (self.window_began, self.window_messages) = (now, messages);
+            (self.window_acks, self.window_reads) = (acks, reads);
         }
         if full || self.step == 0 {
             return Rest::Mail;
@@ -81,13 +90,24 @@ mod tests {
     use super::*;
 
     /// Plays 100 passes, each over so much in so many reads, the next message half a millisecond after a rest that is
-    /// no sleep; gives the last rest and when it began.
-    fn play(pace: &mut Pace, mut now: Instant, messages: u64, reads: u64, bytes: u64) -> (Rest, Instant) {
-        let mut read = (pace.window_messages, pace.window_reads, pace.bytes);
+    /// no sleep; gives the last rest and when it began. All messages are acknowledged.
+    fn play(pace: &mut Pace, now: Instant, messages: u64, reads: u64, bytes: u64) -> (Rest, Instant) {
+        play_with(pace, now, messages, messages, reads, bytes)
+    }
+
+    fn play_with(
+        pace: &mut Pace,
+        mut now: Instant,
+        messages: u64,
+        acks: u64,
+        reads: u64,
+        bytes: u64,
+    ) -> (Rest, Instant) {
+        let mut read = (pace.window_messages, pace.window_acks, pace.window_reads, pace.bytes);
         for pass in 0.. {
             now += Duration::from_micros(100);
-            read = (read.0 + messages, read.1 + reads, read.2 + bytes);
-            let rest = pace.rest(now, read.0, read.1, read.2);
+            read = (read.0 + messages, read.1 + acks, read.2 + reads, read.3 + bytes);
+            let rest = pace.rest(now, read.0, read.1, read.2, read.3);
             if pass == 99 {
                 return (rest, now);
             }
@@ -128,6 +148,18 @@ mod tests {
     fn senders_that_gather_messages_themselves_are_not_kept_waiting() {
         let start = Instant::now();
         assert_eq!(play(&mut Pace::new(start), start, 100, 5, 12_000).0, Rest::Mail);
+    }
+
+    #[test]
+    fn messages_that_nobody_waits_for_gather_longer_and_rare_ones_not_at_all() {
+        let start = Instant::now();
+        for (messages, reads) in [(50, 50), (500, 20)] {
+            let (rest, now) = play_with(&mut Pace::new(start), start, messages, 0, reads, messages * 40);
+            let Rest::Sleep(pause, tick) = rest else { panic!("{rest:?}") };
+            assert_eq!(now + pause, start + Duration::from_millis(tick));
+            assert!(tick.is_multiple_of(NONE_OWED));
+        }
+        assert_eq!(play_with(&mut Pace::new(start), start, 1, 0, 1, 40).0, Rest::Mail);
     }
 
     #[test]
