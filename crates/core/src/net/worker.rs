@@ -162,7 +162,8 @@ impl Worker {
     /// Waits until a pass has something to do.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let counters = &self.lane.counters;
-        let rest = self.pace.rest(Instant::now(), counters.received, counters.acks, self.reads, counters.bytes_in);
+        let rest =
+            self.pace.rest(Instant::now(), counters.received, counters.acks, self.reads, counters.bytes_in);
         let timeout = self.timeout();
         let shared = Arc::clone(&self.lane.shared);
         let inbox = shared.inboxes.get(usize::from(self.lane.thread)).filter(|_| !timeout.is_zero());
