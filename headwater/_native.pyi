@@ -98,6 +98,9 @@ class Log:
     def keys(self, ids: pa.Array) -> pa.Array:
         """Key strings of these dense ids (uint32 array, `_key` of a batch)."""
 
+    def key_id(self, key: str) -> int | None:
+        """The dense id of a key, as `_key` has it; None: no stream has a row of it."""
+
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None:
         """Writes what is queued and stops the commit thread."""

@@ -103,6 +103,9 @@ class EmbeddedLog:
     def hold(self, reader: str, stream: int, offsets: Offsets) -> None:
         self.native.hold(reader, stream, list(offsets))
 
+    def key_id(self, key: str) -> int | None:
+        return self.native.key_id(key)
+
     def wait(self, seen: int, timeout_s: float) -> int:
         return self.native.wait(seen, timeout_s)
 
