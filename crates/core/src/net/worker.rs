@@ -12,6 +12,7 @@ use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use super::access::Access;
 use super::clock::{TICK_MS, now_us};
 use super::connection::{Connection, State};
 use super::ending::Ending;
@@ -25,6 +26,7 @@ use super::on_connect::on_answer;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::rate::Rates;
+use super::review::Review;
 use super::trace::trace_out;
 use super::transport::Transport;
 use super::watch::{Turn, is_watched};
@@ -63,6 +65,7 @@ pub(super) struct Worker {
     /// Reads that found something.
     reads: u64,
     mail: Vec<Mail>,
+    pub(super) review: Review,
     pub(super) stop: Option<Instant>,
 }
 
@@ -83,6 +86,7 @@ impl Worker {
             unpaused: 0,
             buffer: vec![0; READ_BYTES],
             mail: Vec::new(),
+            review: Review::default(),
             stop: None,
         }
     }
@@ -119,6 +123,7 @@ impl Worker {
             self.lane.show();
             self.flush_dirty();
             self.expire();
+            self.go_on_reviewing();
             self.lane.show();
             if self.stop.is_some_and(|deadline| self.may_stop(deadline)) {
                 return self.close_all();
@@ -134,7 +139,7 @@ impl Worker {
         if self.throttled() {
             // The log's answer wakes the loop, except when its queue is full of others' turns.
             Duration::from_millis(1)
-        } else if !self.ready.is_empty() {
+        } else if !self.ready.is_empty() || self.review.is_under_way() {
             Duration::ZERO
         } else {
             Duration::from_millis(TICK_MS)
@@ -203,9 +208,12 @@ impl Worker {
                 }
                 Mail::Join(conn) => {
                     self.lane.counters.sockets += 1;
+                    if let Some(Access::Granted(granted)) = conn.access.as_deref() {
+                        self.review_late(granted);
+                    }
                     self.join(*conn);
                 }
-                Mail::VerifyAgain(listener) => self.verify_again(&listener),
+                Mail::Review(listener) => self.begin_review(listener),
                 Mail::Ask(question) => self.answer(*question),
                 Mail::Answered(answer) => self.answered(*answer),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
@@ -396,6 +404,9 @@ impl Worker {
 
     /// Goes on with a CONNECT whose answer has come, and with what came behind it.
     fn answered(&mut self, answer: Answer) {
+        if let Ok(granted) = &answer.result {
+            self.review_late(granted);
+        }
         let slot = answer.conn.slot;
         let conn = self.conns.get_mut(slot as usize);
         let Some(conn) = conn.filter(|conn| conn.generation == answer.conn.generation) else { return };
