@@ -99,6 +99,9 @@ class Log:
     def keys(self, ids: pa.Array) -> pa.Array:
         """Key strings of these dense ids (uint32 array, `_key` of a batch)."""
 
+    def key_id(self, key: str) -> int | None:
+        """The dense id of a key, as `_key` has it; None: no stream has a row of it."""
+
     def stats(self) -> dict[str, Any]: ...
     def close(self) -> None:
         """Writes what is queued and stops the commit thread."""
@@ -136,22 +139,32 @@ class Logins:
         """Logins that wait, oldest first, as soon as there is one: id, client id, user name, password, fingerprint and
         common name of the certificate, peer, listener. Empty when none came in time. Releases the interpreter."""
 
-    def allow(
-        self,
-        id: int,
-        user: str,
-        tenant: str,
-        policies: list[str],
-        thing: str,
-        attributes: dict[str, str],
-    ) -> bool:
-        """Lets the client in, if these policies let it connect. False: they do not, it is refused; or it has gone."""
+    def allow(self, id: int, identity: dict[str, Any]) -> bool:
+        """Lets the client in, if its policies let it connect. False: they do not, it is refused; or it has gone.
+
+        identity: `user`, `tenant`, `policies` (names), `thing`, `attributes`; `until_ms`: milliseconds since the Unix
+                  epoch at which its connections end with 0xA0, or None; `line`: source, name, version of the file and
+                  mark of the line that says all this, or None
+        """
 
     def deny(self, id: int, reason: int, text: str) -> None:
         """Refuses the client with a reason code of MQTT 5; `text` is for the operator."""
 
     def waiting(self) -> int:
         """CONNECT packets that wait now."""
+
+    def set_policies(self, policies: list[tuple[str, str]]) -> None:
+        """Other policies from now on, also for who is connected; who may not connect any more is closed with 0x87.
+
+        raises: ConfigError, and the former ones hold
+        """
+
+    def set_lines(self, source: str, version: int, marks: dict[str, int]) -> None:
+        """A source has read its file again: connections whose line is gone or has another mark are closed with 0x87.
+
+        version: of the file, grows
+        marks:   of all lines, by name
+        """
 
 @final
 class Gateway:

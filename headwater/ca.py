@@ -9,13 +9,14 @@ ca/certificates.json  holders by SHA-256 fingerprint, the table of `[auth.certif
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -31,8 +32,8 @@ _COMMON_NAME: Final = re.compile(r"[A-Za-z0-9_.:@-]{1,64}")
 #: How long the authority's own certificate and a revocation list hold.
 _AUTHORITY_DAYS: Final = 3650
 _CRL_DAYS: Final = 30
-#: Clocks of devices may be behind.
-_EARLIER: Final = timedelta(minutes=5)
+#: Devices whose clocks are behind accept a new certificate all the same.
+_EARLIER: Final = timedelta(days=1)
 
 
 def utc_now() -> datetime:
@@ -50,7 +51,7 @@ class Issued:
 
 
 class Authority:
-    """The authority of a directory.
+    """The authority of a directory: of devices, and of listeners that have no certificate of another.
 
     directory: where its files are, or will be
     clock:     the time, UTC
@@ -61,7 +62,7 @@ class Authority:
         self._clock = clock
         self._certificate = directory / "ca.pem"
         self._key = directory / "ca-key.pem"
-        self._crl = directory / "crl.pem"
+        self.crl = directory / "crl.pem"
         self.table = directory / "certificates.json"
 
     def init(self, name: str = "Headwater CA") -> Path:
@@ -72,13 +73,46 @@ class Authority:
         for file in (self._certificate, self._key):
             if file.exists():
                 raise IdentityError(
-                    f"making a certificate authority in {self._directory}: {file.name} exists already; name another "
-                    "directory, or move it away, after which no certificate that it signed is accepted"
+                    f"making a certificate authority in {self._directory}: {file.name} exists already, and "
+                    "`headwater ca issue` uses it; for another one name another directory, or move this one away, "
+                    "after which no certificate that it signed is accepted"
                 )
+        self.complete(name)
+        return self._certificate
+
+    def complete(self, name: str = "Headwater CA") -> None:
+        """Makes what is missing of key and certificate, table and revocation list; a list that another authority has
+        signed is written anew. Safe beside another process that does the same.
+
+        raises: IdentityError
+        """
+        if self._certificate.exists() and self.table.exists() and self._has_list():
+            return
+        with changing(self.table, KIND) as records:
+            if not self._certificate.exists():
+                self._make(name)
+            if not self._has_list():
+                self._write_crl(records)
+
+    def _has_list(self) -> bool:
+        """Whether the revocation list is there and this authority's, or nobody here could sign one."""
+        if not self._key.exists():
+            return True
         try:
-            durable.make_directory(self._directory)
-        except OSError as error:
-            raise IdentityError(f"making {self._directory}: {error.strerror}") from error
+            signer = x509.load_pem_x509_certificate(self._certificate.read_bytes()).public_key()
+            listed = x509.load_pem_x509_crl(self.crl.read_bytes())
+            return isinstance(signer, ec.EllipticCurvePublicKey) and listed.is_signature_valid(signer)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, TypeError) as error:
+            raise IdentityError(f"reading the certificate authority in {self._directory}: {error}") from error
+
+    def _make(self, name: str) -> None:
+        if self._key.exists():
+            raise IdentityError(
+                f"making a certificate authority in {self._directory}: {self._key.name} is there and its certificate "
+                f"{self._certificate.name} is not; bring it back, or move the key away"
+            )
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = self._clock()
@@ -95,12 +129,8 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_private(self._key, _private_pem(key))
-        _write(self._certificate, certificate.public_bytes(serialization.Encoding.PEM))
-        with changing(self.table, KIND):
-            pass
-        self._write_crl({})
-        return self._certificate
+        write_private(self._key, private_pem(key))
+        write_public(self._certificate, certificate)
 
     def issue(
         self,
@@ -112,7 +142,8 @@ class Authority:
     ) -> Issued:
         """A device's key and certificate, common name = client id, and its line in the table.
 
-        directory: gets `CLIENT_ID.pem` and `CLIENT_ID.key`; nothing is overwritten
+        directory: gets `CLIENT_ID.pem` and `CLIENT_ID.key`; nothing is overwritten; not the authority's own, in which
+                   these names could be its own files'
         raises:    IdentityError; ValueError: a client id that cannot be a common name, tenant or policies too long
         """
         if not _COMMON_NAME.fullmatch(client_id):
@@ -125,30 +156,19 @@ class Authority:
         if policies:
             record["policies"] = policies
         identity_of(record, client_id, f"certificate of {client_id!r}")
+        if directory.resolve() == self._directory.resolve():
+            raise IdentityError(
+                f"writing the certificate of {client_id!r} into {directory}: that is the authority's own directory; "
+                "name another with --out"
+            )
         files = directory / f"{client_id}.pem", directory / f"{client_id}.key"
         for file in files:
             if file.exists():
                 raise IdentityError(f"writing {file}: it exists already; name another directory with --out")
-        authority, authority_key = self._load()
         key = ec.generate_private_key(ec.SECP256R1())
-        now = self._clock()
-        end = min(now + timedelta(days=days), authority.not_valid_after_utc)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, client_id)]))
-            .issuer_name(authority.subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _EARLIER)
-            .not_valid_after(end)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-            )
-            .sign(authority_key, hashes.SHA256())
-        )
+        life = timedelta(days=days)
+        certificate = self.certify(client_id, key.public_key(), life, ExtendedKeyUsageOID.CLIENT_AUTH)
+        end = certificate.not_valid_after_utc
         fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
         record |= {
             "status": "active",
@@ -162,9 +182,57 @@ class Authority:
             durable.make_directory(directory)
         except OSError as error:
             raise IdentityError(f"making {directory}: {error.strerror}") from error
-        write_private(files[1], _private_pem(key))
-        _write(files[0], certificate.public_bytes(serialization.Encoding.PEM))
+        write_private(files[1], private_pem(key))
+        write_public(files[0], certificate)
         return Issued(files[0], files[1], fingerprint)
+
+    def certify(
+        self,
+        name: str,
+        key: ec.EllipticCurvePublicKey,
+        life: timedelta,
+        usage: x509.ObjectIdentifier,
+        more: Sequence[x509.ExtensionType] = (),
+    ) -> x509.Certificate:
+        """A certificate of this authority, which enters no table. source: RFC 5280, section 4
+
+        name:   the common name
+        life:   from now, as long as the authority's own at most
+        usage:  what the key is for: client or server authentication
+        more:   further extensions
+        raises: IdentityError
+        """
+        authority, authority_key = self._load()
+        now = self._clock()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(authority.subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _EARLIER)
+            .not_valid_after(min(now + life, authority.not_valid_after_utc))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+            )
+        )
+        for each in more:
+            builder = builder.add_extension(each, critical=False)
+        return builder.sign(authority_key, hashes.SHA256())
+
+    def issued(self, certificate: x509.Certificate) -> bool:
+        """Whether a certificate is by this authority. raises: IdentityError; OSError: its own cannot be read"""
+        try:
+            certificate.verify_directly_issued_by(
+                x509.load_pem_x509_certificate(self._certificate.read_bytes())
+            )
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
 
     def revoke(self, name: str) -> list[str]:
         """Revokes by fingerprint, or all certificates of a client id, in the table and in the list.
@@ -214,7 +282,7 @@ class Authority:
                     .build()
                 )
                 builder = builder.add_revoked_certificate(entry)
-        _write(self._crl, builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        write_public(self.crl, builder.sign(key, hashes.SHA256()))
 
     def renew_crl(self) -> Path:
         """Writes the revocation list anew, valid from now on. raises: IdentityError"""
@@ -223,7 +291,7 @@ class Authority:
         except FileNotFoundError:
             records = {}
         self._write_crl(records)
-        return self._crl
+        return self.crl
 
     def _load(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         try:
@@ -257,16 +325,18 @@ def _usage(authority: bool) -> x509.KeyUsage:
     )
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key as its file holds it, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_public(path: Path, what: x509.Certificate | x509.CertificateRevocationList) -> None:
+    """A PEM file, whole or not at all. raises: IdentityError"""
     temporary = path.with_name(path.name + ".new")
     try:
-        temporary.write_bytes(content)
+        temporary.write_bytes(what.public_bytes(serialization.Encoding.PEM))
         durable.publish(temporary, path)
     except OSError as error:
         raise IdentityError(f"writing {path}: {error.strerror}") from error

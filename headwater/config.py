@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headwater import budget
+from headwater import budget, exposure
 from headwater.alarm_settings import AlarmSettings
 from headwater.declarations import (
     DurationUs,
@@ -37,7 +37,7 @@ from headwater.listeners import (
 )
 from headwater.notify_settings import NotifySettings, RouteSettings
 from headwater.records import NAME, OWN_TABLES
-from headwater.security import POLICY_NAME, AuthSettings, PolicySettings, is_loopback
+from headwater.security import POLICY_NAME, AuthSettings, PolicySettings
 
 #: Memory of the program itself, its libraries and the buffers of its threads.
 _PROGRAM_BYTES: Final = 320 << 20
@@ -399,27 +399,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _secure_by_default(self) -> Self:
-        exposed = [("mqtt", self.mqtt.host, self.mqtt.insecure, False, self.auth.configured)]
+        mqtt = self.mqtt
+        exposure.check("mqtt", mqtt.host, mqtt.insecure, tls=False, known=self.auth.configured)
         for each in self.listeners:
             section = each.name if each.name in SECTIONS else f"mqtt.listeners.{each.name}"
             known = self.auth.configured or each.clients == "required"
-            exposed.append((section, each.host, each.insecure, each.has_tls, known))
-        for section, host, insecure, tls, known in exposed:
-            if is_loopback(host) or insecure or (tls and known):
-                continue
-            missing = " and ".join(
-                ["TLS"] * (not tls)
-                + ["authentication (client certificates, or a source in [auth])"] * (not known)
-            )
-            raise ValueError(
-                f"{section}.host = {host!r} is reachable from outside without {missing}; add what is missing, use "
-                f"127.0.0.1, or write {section}.insecure = true to accept it"
-            )
-        if self.admin_token is None and not is_loopback(self.http.host) and not self.http.insecure:
-            raise ValueError(
-                f"http.host = {self.http.host!r} is reachable from outside without TLS and authentication; "
-                "use 127.0.0.1, or write http.insecure = true to accept it"
-            )
+            exposure.check(section, each.host, each.insecure, each.has_tls, known)
+        exposure.check_http(self.http.host, self.http.insecure, token=self.admin_token is not None)
         return self
 
 

@@ -70,7 +70,9 @@ class _Tls(Section):
         None, description="PEM file with the authorities that issue clients' certificates; absent: our own."
     )
     crl: Path | None = Field(
-        None, description="PEM file with the revocation lists of all authorities of `client_ca`."
+        None,
+        description="PEM file with the revocation lists of all authorities of `client_ca`; absent: of our own "
+        "authority its list, of others none.",
     )
 
     @model_validator(mode="after")

@@ -162,7 +162,7 @@ class AuthSettings(Section):
 class PolicySettings(Section):
     """A policy: an AWS-style document, in a file or here."""
 
-    file: Path | None = Field(None, description="JSON file, read at the start.")
+    file: Path | None = Field(None, description="JSON file, read again when it changes.")
     document: str | dict[str, Any] | None = Field(
         None, description="The document itself: JSON text, or the same as a TOML table."
     )

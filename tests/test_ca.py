@@ -117,7 +117,7 @@ def test_a_client_id_that_cannot_be_a_common_name_is_refused(
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match=r"ca\.pem is missing; `headwater ca init` makes one"):
-        Authority(tmp_path).issue("d1", tmp_path)
+        Authority(tmp_path).issue("d1", tmp_path / "out")
     Authority(tmp_path).init()
     with pytest.raises(IdentityError, match="has no certificate of this fingerprint or client id"):
         Authority(tmp_path).revoke("d1")

@@ -17,23 +17,11 @@ from headwater.database import Database
 from headwater.declarations import StreamSettings
 from headwater.ledger import MAX_VALUES, OTHERS, Ledger, LevelAccount
 from headwater.log.embedded import EmbeddedLog
-from headwater.records import OWN_SCHEMAS, Column, ColumnType, Schema
+from headwater.records import OWN_SCHEMAS
 from headwater.store.embedded import EmbeddedStore
+from tests.tables import table
 
-_T = ColumnType
-READINGS = Schema(
-    16,
-    16,
-    "readings",
-    (
-        Column("site", _T.STRING),
-        Column("line", _T.STRING),
-        Column("device", _T.STRING),
-        Column("ts", _T.TIMESTAMP),
-        Column("value", _T.DOUBLE),
-    ),
-    "device",
-)
+READINGS = table("readings", "site string, line string, device string, ts timestamp, value double")
 NOW = 1_795_471_200_000_000
 
 

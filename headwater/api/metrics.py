@@ -66,6 +66,11 @@ class Metrics:
         for action in ("connect", "publish", "subscribe", "receive"):
             denied.add_metric([action], counters[f"denied_{action}"])
         yield denied
+        text = "Connections ended because what the client came in by has expired, or counts no more"
+        ended = CounterMetricFamily("headwater_access_ended", text, labels=["why"])
+        for why in ("expired", "revoked"):
+            ended.add_metric([why], counters[f"access_{why}"])
+        yield ended
         yield from self._logins(self._parts.logins)
         messages = CounterMetricFamily(
             "headwater_messages", "Messages by what became of them", labels=["outcome"]

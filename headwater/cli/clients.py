@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from itertools import islice
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -15,11 +15,15 @@ from headwater.cli.face import (
     JsonOption,
     TokenOption,
     UrlOption,
+    asks,
     client_of,
     failures,
     out,
     show,
 )
+
+if TYPE_CHECKING:
+    from headwater.client import Client
 
 clients_app = typer.Typer(help="Clients that are connected or have a session.")
 
@@ -46,17 +50,14 @@ def clients(
 
 
 @clients_app.command("show")
-@failures
+@asks
 def clients_show(
+    client: Client,
     client_id: str,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """One client: connection, session, subscriptions, what waits for it, how it ended last, what went wrong."""
-    with client_of(url, data_dir, token) as client:
-        found = client.client(client_id)
+    found = client.client(client_id)
     if json:
         show([found], True)
         return
@@ -72,19 +73,16 @@ def clients_show(
 
 
 @clients_app.command("kick")
-@failures
+@asks
 def clients_kick(
+    client: Client,
     client_id: str,
     session: Annotated[
         bool, typer.Option("--session", help="End its session too, also when it is away.")
     ] = False,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
 ) -> None:
     """End a client's connection with reason 0x98."""
-    with client_of(url, data_dir, token) as client:
-        ended = client.kick(client_id, session)
+    ended = client.kick(client_id, session)
     out.print(f"ended the {ended} of {client_id}", highlight=False, markup=False)
 
 

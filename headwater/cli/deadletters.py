@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headwater.cli.face import (
-    DataDirOption,
     JsonOption,
-    TokenOption,
-    UrlOption,
-    client_of,
-    failures,
+    asks,
     out,
     show,
 )
+
+if TYPE_CHECKING:
+    from headwater.client import Client
 
 deadletters_app = typer.Typer(no_args_is_help=True, help="Payloads that could not be decoded.")
 
@@ -33,8 +32,9 @@ def _given(**filters: str | None) -> dict[str, str]:
 
 
 @deadletters_app.command("list")
-@failures
+@asks
 def list_(
+    client: Client,
     stream: StreamOption = None,
     client_id: ClientOption = None,
     reason: ReasonOption = None,
@@ -44,17 +44,13 @@ def list_(
     replayed: Annotated[bool | None, typer.Option("--replayed/--not-replayed")] = None,
     limit: int = 20,
     skip: Annotated[int, typer.Option(help="Leave out so many of the newest.")] = 0,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """Newest first, with the reason."""
     filters = _given(stream=stream, client=client_id, reason=reason, topic=topic, since=since, until=until)
     if replayed is not None:
         filters["replayed"] = str(replayed).lower()
-    with client_of(url, data_dir, token) as client:
-        rows = client.deadletters(**filters, limit=str(limit), skip=str(skip))
+    rows = client.deadletters(**filters, limit=str(limit), skip=str(skip))
     for row in rows if not json else []:
         row["payload"] = base64.b64decode(row["payload"])[:80].decode(errors="replace")
         del row["id"]
@@ -62,43 +58,37 @@ def list_(
 
 
 @deadletters_app.command("count")
-@failures
+@asks
 def count(
+    client: Client,
     stream: StreamOption = None,
     client_id: ClientOption = None,
     reason: ReasonOption = None,
     topic: TopicOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """How many, by stream and reason."""
     filters = _given(stream=stream, client=client_id, reason=reason, topic=topic, since=since, until=until)
-    with client_of(url, data_dir, token) as client:
-        show(client.deadletter_counts(**filters), json)
+    show(client.deadletter_counts(**filters), json)
 
 
 @deadletters_app.command("replay")
-@failures
+@asks
 def replay(
+    client: Client,
     stream: StreamOption = None,
     client_id: ClientOption = None,
     reason: ReasonOption = None,
     topic: TopicOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """Decode them again by the settings of today and store what is good now; each is replayed once."""
     filters = _given(stream=stream, client=client_id, reason=reason, topic=topic, since=since, until=until)
-    with client_of(url, data_dir, token) as client:
-        done = client.replay(**filters)
+    done = client.replay(**filters)
     if json:
         show([done], True)
         return

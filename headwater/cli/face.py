@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NoReturn, ParamSpec
 
 import orjson
 import typer
@@ -61,6 +62,35 @@ def failures(verb: Callable[P, None]) -> Callable[P, None]:
             )
             fail(f"{error}{where}")
 
+    return run
+
+
+def asks(verb: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
+    """For a verb whose first parameter is the API: in its place come the options that say where that is.
+
+    Errors of ours end the command as `failures` says.
+    """
+
+    @failures
+    @wraps(verb)
+    def run(
+        *args: Any,
+        url: str | None = None,
+        data_dir: Path | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> None:
+        with client_of(url, data_dir, token) as client:
+            verb(client, *args, **options)
+
+    # Typer reads the options off the signature; `Client` itself is imported by nobody before it is asked.
+    _, *own = inspect.signature(verb, locals={"Client": object}, eval_str=True).parameters.values()
+    where = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in (("url", UrlOption), ("data_dir", DataDirOption), ("token", TokenOption))
+    ]
+    run.__signature__ = inspect.Signature(own + where)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in own + where}
     return run
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headwater.cli.face import (
-    DataDirOption,
     JsonOption,
-    TokenOption,
-    UrlOption,
-    client_of,
+    asks,
     fail,
-    failures,
     out,
     show,
 )
+
+if TYPE_CHECKING:
+    from headwater.client import Client
 
 notify_app = typer.Typer(no_args_is_help=True, help="Notification targets and what was sent to them.")
 
@@ -24,17 +23,14 @@ TargetOption = Annotated[str | None, typer.Option("--target", help="Name of a [n
 
 
 @notify_app.command("test")
-@failures
+@asks
 def send_test(
+    client: Client,
     target: Annotated[str, typer.Argument(help="Name of a [notify.*] target.")],
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """Send one message to a target now; exit code 1 when it is not delivered."""
-    with client_of(url, data_dir, token) as client:
-        done = client.test_target(target)
+    done = client.test_target(target)
     if json:
         show([done], True)
     if not done["delivered"]:
@@ -44,21 +40,18 @@ def send_test(
 
 
 @notify_app.command("list")
-@failures
+@asks
 def list_(
+    client: Client,
     state: Annotated[str | None, typer.Option("--state", help="waiting, sent or dead.")] = None,
     target: TargetOption = None,
     limit: int = 20,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """Notifications, newest first, with the last error."""
     filters = {"limit": str(limit)}
     filters |= {name: value for name, value in (("state", state), ("target", target)) if value is not None}
-    with client_of(url, data_dir, token) as client:
-        rows = client.notifications(**filters)
+    rows = client.notifications(**filters)
     for row in rows if not json else []:
         alarm = row.pop("alarm")
         row["alarm"] = f"{alarm['alarm']} {alarm['state']}"
@@ -66,21 +59,16 @@ def list_(
 
 
 @notify_app.command("replay")
-@failures
+@asks
 def replay(
+    client: Client,
     target: TargetOption = None,
     notification: Annotated[str | None, typer.Option("--notification", help="One, by its key.")] = None,
-    url: UrlOption = None,
-    data_dir: DataDirOption = None,
-    token: TokenOption = None,
     json: JsonOption = False,
 ) -> None:
     """Send dead notifications again, with the same idempotency keys."""
     given = {"target": target, "notification": notification}
-    with client_of(url, data_dir, token) as client:
-        count = client.replay_notifications(
-            **{name: each for name, each in given.items() if each is not None}
-        )
+    count = client.replay_notifications(**{name: each for name, each in given.items() if each is not None})
     if json:
         show([{"replayed": count}], True)
     else:

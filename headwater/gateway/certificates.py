@@ -1,4 +1,4 @@
-"""Certificates of our own, for TLS listeners that name none: an authority and a server certificate below `ca/`.
+"""A certificate of our own for TLS listeners that name none: `ca/server.pem`, by the authority of devices beside it.
 
 `ca.pem` is what clients must trust. It says nothing to machines that do not have it, so a fleet in the field usually
 brings certificates of its own.
@@ -15,28 +15,26 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from headwater import durable
-from headwater.errors import ConfigError
+from headwater.ca import Authority, private_pem, write_public
+from headwater.errors import ConfigError, IdentityError
+from headwater.gateway.recordfile import write_private
 
-#: How long our certificates count, and how early a server's is renewed. Ours.
-_CA_LIFE: Final = dt.timedelta(days=3650)
-_SERVER_LIFE: Final = dt.timedelta(days=397)
+#: How long a server's certificate counts, and how early it is renewed. Ours.
+_LIFE: Final = dt.timedelta(days=397)
 _RENEWAL: Final = dt.timedelta(days=30)
-#: Devices whose clocks are behind accept a new certificate all the same.
-_CLOCK_SKEW: Final = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class OwnFiles:
-    """PEM files below a data directory's `ca/`."""
+    """PEM files below a data directory's `ca/`. crl: None where its authority's key is not here to sign one"""
 
     ca: Path
     certificate: Path
     key: Path
+    crl: Path | None
 
 
 def own_files(directory: Path, now: dt.datetime) -> OwnFiles:
@@ -46,100 +44,35 @@ def own_files(directory: Path, now: dt.datetime) -> OwnFiles:
     now:       UTC
     raises:    ConfigError when a file there cannot be read or written
     """
-    files = OwnFiles(directory / "ca.pem", directory / "server.pem", directory / "server-key.pem")
+    authority = Authority(directory, lambda: now)
+    certificate, key = directory / "server.pem", directory / "server-key.pem"
     try:
-        durable.make_directory(directory)
-        if not files.ca.exists():
-            _make_authority(files.ca, directory / "ca-key.pem", now)
-        if not _lasts(files.certificate, files.key, now):
-            _make_server(files, directory / "ca-key.pem", now)
-    except (OSError, ValueError) as error:
+        authority.complete(f"Headwater CA {os.urandom(4).hex()}")
+        if not _lasts(authority, certificate, key, now):
+            _make(authority, certificate, key)
+    except (OSError, ValueError, IdentityError) as error:
         raise ConfigError(
             f"making certificates in {directory}: {error}; repair or remove what is there, or name a certificate "
             f"and a key of your own"
         ) from error
-    return files
+    crl = authority.crl if authority.crl.exists() else None
+    return OwnFiles(directory / "ca.pem", certificate, key, crl)
 
 
-def _make_authority(certificate: Path, key_file: Path, now: dt.datetime) -> None:
+def _make(authority: Authority, certificate: Path, key_file: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Headwater CA {os.urandom(4).hex()}")])
-    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-    made = (
-        _begun(name, name, key.public_key(), key.public_key(), now, now + _CA_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    _write(key_file, _pem(key), secret=True)
-    _write(certificate, made.public_bytes(serialization.Encoding.PEM))
-
-
-def _make_server(files: OwnFiles, ca_key_file: Path, now: dt.datetime) -> None:
-    authority = x509.load_pem_x509_certificate(files.ca.read_bytes())
-    ca_key = serialization.load_pem_private_key(ca_key_file.read_bytes(), None)
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{ca_key_file} holds no elliptic-curve key")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     names = dict.fromkeys(["localhost", socket.gethostname()])
     addresses = [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")]
-    made = (
-        _begun(name, authority.subject, key.public_key(), ca_key.public_key(), now, now + _SERVER_LIFE)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(
-            x509.KeyUsage(True, False, False, False, False, False, False, False, False), critical=True
-        )
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([*map(x509.DNSName, names), *map(x509.IPAddress, addresses)]),
-            critical=False,
-        )
-        .sign(ca_key, hashes.SHA256())
+    alternatives = x509.SubjectAlternativeName([*map(x509.DNSName, names), *map(x509.IPAddress, addresses)])
+    made = authority.certify(
+        "localhost", key.public_key(), _LIFE, ExtendedKeyUsageOID.SERVER_AUTH, [alternatives]
     )
-    _write(files.key, _pem(key), secret=True)
-    _write(files.certificate, made.public_bytes(serialization.Encoding.PEM))
+    write_private(key_file, private_pem(key))
+    write_public(certificate, made)
 
 
-def _begun(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    issuer_key: ec.EllipticCurvePublicKey,
-    now: dt.datetime,
-    end: dt.datetime,
-) -> x509.CertificateBuilder:
-    """What every certificate has. source: RFC 5280, section 4"""
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
-    )
-
-
-def _lasts(certificate: Path, key: Path, now: dt.datetime) -> bool:
+def _lasts(authority: Authority, certificate: Path, key: Path, now: dt.datetime) -> bool:
     if not (certificate.exists() and key.exists()):
         return False
-    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc > now + _RENEWAL
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _write(path: Path, content: bytes, secret: bool = False) -> None:
-    """Durably, and a secret for nobody else to read."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    durable.publish(temporary, path)
+    held = x509.load_pem_x509_certificate(certificate.read_bytes())
+    return held.not_valid_after_utc > now + _RENEWAL and authority.issued(held)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from headwater.gateway.identity import Identity, Login, Reason, Refusal, Verdict, identity_of
+from headwater.gateway.identity import Login, Reason, Refusal, Verdict, identity_of
 from headwater.gateway.recordfile import RecordFile, Records
 from headwater.security import CertificateSettings
 
@@ -35,7 +36,7 @@ class Certificates:
         """The holder of the login's certificate; a login without one is another source's."""
         if login.fingerprint is None:
             return None
-        record = self._file.records().get(login.fingerprint) if self._file is not None else None
+        record, line = self._file.find(login.fingerprint) if self._file is not None else (None, None)
         if record is None:
             if not self._accept_unknown or not login.common_name:
                 return Refusal(Reason.NOT_AUTHORIZED, f"certificate {login.fingerprint} is not in the table")
@@ -46,7 +47,11 @@ class Certificates:
         found = identity_of(record, name, f"certificate {login.fingerprint}")
         vouched = login.client_id in (name, login.common_name)
         thing = login.client_id if vouched else ""
-        return Identity(found.user, found.tenant, found.policies, found.attributes, thing)
+        return replace(found, thing=thing, line=line)
+
+    def changed(self) -> tuple[int, dict[str, int]] | None:
+        """Marks of all certificates of the table, where it has changed."""
+        return self._file.changed() if self._file is not None else None
 
     def close(self) -> None:
         """Nothing is open."""

@@ -49,12 +49,27 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """What a line of a file said.
+
+    version: of the file; grows with each change
+    mark:    a hash of the line; 0: there was none of this name
+    """
+
+    name: str
+    version: int
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who it is.
 
     policies:   names; none: those of `auth.policies`
     attributes: values of `${attributes.NAME}`
     thing:      the client id, where the source vouches for it, as `${iot:Connection.Thing.ThingName}`
+    until:      seconds since the Unix epoch, UTC, at which the client's connections end; None: they do not
+    line:       where it stands; the client's connections end when it says something else. None: in no file
     """
 
     user: str
@@ -62,6 +77,8 @@ class Identity:
     policies: tuple[str, ...] = ()
     attributes: Mapping[str, str] = field(default_factory=dict)
     thing: str = ""
+    until: float | None = None
+    line: Line | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,9 @@ class Source(Protocol):
 
     def identify(self, login: Login) -> Verdict | None:
         """Who it is, why not, or None: not a login of this kind."""
+
+    def changed(self) -> tuple[int, dict[str, int]] | None:
+        """Version of its file and the mark of each line by name, once for each change; None: no change, or no file."""
 
     def close(self) -> None:
         """Lets go of connections."""

@@ -169,7 +169,7 @@ def _native_listener(settings: ListenerSettings, directory: Path) -> dict[str, A
             if settings.certificate is None:
                 values |= {"certificate": own.certificate, "key": own.key}
             if needs_ca:
-                values["client_ca"] = own.ca
+                values |= {"client_ca": own.ca, "crl": settings.crl or own.crl}
     return values
 
 

@@ -2,7 +2,8 @@
 
 Certificates, tokens and passwords are checked by `auth.workers` threads; what none of them decides goes to the
 webhook's own threads, so that a slow service holds up nobody who needs none of it. All run at low priority: a storm of
-passwords must not take the processor from messages.
+passwords must not take the processor from messages. One of them also looks whether files of identities or policies have
+changed, and has the gateway hold its connections against them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from typing import Final
 import structlog
 
 from headwater import _native
+from headwater.errors import ConfigError
 from headwater.gateway.identity import Login, Reason, Refusal, Source, Verdict
+from headwater.gateway.policyfiles import PolicyFiles
+from headwater.gateway.recordfile import LOOK_S
 from headwater.security import AuthSettings, PolicySettings
 from headwater.worker import name_thread
 
@@ -67,8 +71,9 @@ def waiting_logins(settings: AuthSettings, policies: Mapping[str, PolicySettings
     """
     if not settings.configured:
         return None
-    documents = [(name, policy.text) for name, policy in policies.items()]
-    return _native.Logins(documents, settings.timeout, settings.max_waiting, settings.max_waiting_bytes)
+    return _native.Logins(
+        PolicyFiles(policies).documents(), settings.timeout, settings.max_waiting, settings.max_waiting_bytes
+    )
 
 
 def login_service(
@@ -81,7 +86,7 @@ def login_service(
     waiting = waiting_logins(settings, policies)
     if waiting is None:
         return None
-    return LoginService(waiting, settings, *sources_of(settings, data_dir))
+    return LoginService(waiting, settings, PolicyFiles(policies), *sources_of(settings, data_dir))
 
 
 class LoginService:
@@ -91,10 +96,17 @@ class LoginService:
     """
 
     def __init__(
-        self, native: _native.Logins, settings: AuthSettings, local: Sequence[Source], webhook: Source | None
+        self,
+        native: _native.Logins,
+        settings: AuthSettings,
+        policies: PolicyFiles,
+        local: Sequence[Source],
+        webhook: Source | None,
     ) -> None:
         self.native = native
         self._settings = settings
+        self._policies = policies
+        self._looked = time.monotonic()
         self._local = local
         self._webhook = webhook
         self._stopping = threading.Event()
@@ -103,7 +115,7 @@ class LoginService:
         hook = settings.webhook
         self._remote: queue.Queue[tuple[Login, float]] = queue.Queue(hook.max_waiting if hook else 1)
         self._threads = [
-            threading.Thread(target=self._check, name=f"logins-{n}", daemon=True)
+            threading.Thread(target=self._check, args=(n == 0,), name=f"logins-{n}", daemon=True)
             for n in range(settings.workers)
         ]
         if webhook is not None and hook is not None:
@@ -131,11 +143,34 @@ class LoginService:
         for source in (*self._local, *([self._webhook] if self._webhook else [])):
             source.close()
 
-    def _check(self) -> None:
+    def _check(self, looks: bool) -> None:
         self._step_back()
         while not self._stopping.is_set():
+            if looks:
+                self._look()
             for each in self.native.take(_BATCH, _IDLE_S):
                 self._decide(Login(*each))
+                if looks:
+                    self._look()
+
+    def _look(self) -> None:
+        """Holds connections against files that have changed, at most once a second."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for source in self._local:
+            changed = source.changed()
+            if changed is not None:
+                logger.info("identities read again", source=source.name, lines=len(changed[1]))
+                self.native.set_lines(source.name, *changed)
+        documents = self._policies.changed()
+        if documents is not None:
+            try:
+                self.native.set_policies(documents)
+            except ConfigError as error:
+                logger.warning("policies not read again, the former ones hold", detail=str(error))
+            else:
+                logger.info("policies read again", policies=len(documents))
 
     def _decide(self, login: Login) -> None:
         for source in self._local:
@@ -190,11 +225,17 @@ class LoginService:
                 verdict.reason, "refused"
             )
         else:
-            policies = list(verdict.policies or self._settings.policies)
-            attributes = dict(verdict.attributes)
-            allowed = self.native.allow(
-                login.id, verdict.user, verdict.tenant, policies, verdict.thing, attributes
-            )
+            line, until = verdict.line, verdict.until
+            identity = {
+                "user": verdict.user,
+                "tenant": verdict.tenant,
+                "policies": list(verdict.policies or self._settings.policies),
+                "thing": verdict.thing,
+                "attributes": dict(verdict.attributes),
+                "until_ms": None if until is None else int(max(until, 0) * 1000),
+                "line": None if line is None else (source, line.name, line.version, line.mark),
+            }
+            allowed = self.native.allow(login.id, identity)
             result = "allowed" if allowed else "refused"
         self._count(source, result)
 

@@ -7,13 +7,14 @@ import hmac
 import os
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from headwater.gateway.identity import Identity, Login, Reason, Refusal, Verdict, identity_of
+from headwater.gateway.identity import Login, Reason, Refusal, Verdict, identity_of
 from headwater.gateway.recordfile import RecordFile, Records, changing
 from headwater.security import PasswordSettings
 
@@ -44,7 +45,7 @@ class PasswordFile:
         """The user of the file. A user name that it lacks is another source's, if there is one."""
         if login.user_name is None or login.password is None:
             return None
-        record = self._file.records().get(login.user_name)
+        record, line = self._file.find(login.user_name)
         if record is None:
             _verify(self._nobody, login.password)
             return None
@@ -52,7 +53,11 @@ class PasswordFile:
             return Refusal(Reason.BAD_USER_NAME_OR_PASSWORD, f"wrong password of user {login.user_name!r}")
         identity = identity_of(record, login.user_name, f"user {login.user_name!r}")
         thing = login.client_id if login.client_id == login.user_name else ""
-        return Identity(identity.user, identity.tenant, identity.policies, identity.attributes, thing)
+        return replace(identity, thing=thing, line=line)
+
+    def changed(self) -> tuple[int, dict[str, int]] | None:
+        """Marks of all users, where the file has changed."""
+        return self._file.changed()
 
     def close(self) -> None:
         """Nothing is open."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -15,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import orjson
 import structlog
 
 from headwater import durable
 from headwater.errors import IdentityError
+from headwater.gateway.identity import Line
 
 logger = structlog.get_logger(__name__)
 
@@ -121,15 +124,33 @@ class RecordFile:
         self._stamp: tuple[int, int, int] | None = self._stat()
         #: Of the last change that could not be taken over.
         self.error: str | None = None
-        #: Grows with each change.
-        self.version = 1
         try:
-            self._records = self._load()
+            #: Version, which grows with each change, and records.
+            self._held = (1, self._load())
         except FileNotFoundError:
             raise IdentityError(f"reading {path}: no such file") from None
+        #: The version that `changed` has told.
+        self._told = 1
 
     def records(self) -> Mapping[str, dict[str, Any]]:
         """The records as of the last second."""
+        return self._fresh()[1]
+
+    def find(self, name: str) -> tuple[Mapping[str, Any] | None, Line]:
+        """The record of this name as of the last second, if there is one, and its line."""
+        version, records = self._fresh()
+        record = records.get(name)
+        return record, Line(name, version, 0 if record is None else _mark(record))
+
+    def changed(self) -> tuple[int, dict[str, int]] | None:
+        """Version and marks of all records where they have changed since it was asked last; asked by one thread."""
+        version, records = self._fresh()
+        if version == self._told:
+            return None
+        self._told = version
+        return version, {name: _mark(record) for name, record in records.items()}
+
+    def _fresh(self) -> tuple[int, Records]:
         now = self._clock()
         if now - self._looked >= LOOK_S and self._lock.acquire(blocking=False):
             try:
@@ -137,8 +158,7 @@ class RecordFile:
                 stamp = self._stat()
                 if stamp != self._stamp:
                     self._stamp = stamp
-                    self._records = self._load()
-                    self.version += 1
+                    self._held = (self._held[0] + 1, self._load())
                     self.error = None
             except (IdentityError, FileNotFoundError) as error:
                 # What was read before holds, as a half-written file must not lock everybody out.
@@ -146,7 +166,7 @@ class RecordFile:
                 logger.warning("identities not read again, the former ones hold", detail=self.error)
             finally:
                 self._lock.release()
-        return self._records
+        return self._held
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:
@@ -162,3 +182,9 @@ class RecordFile:
         except ValueError as error:
             raise IdentityError(f"reading {self.path}: {error}") from error
         return records
+
+
+def _mark(record: Mapping[str, Any]) -> int:
+    """Tells two states of a record apart; never 0."""
+    text = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") | 1

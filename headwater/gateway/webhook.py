@@ -2,7 +2,8 @@
 
 Request, `POST`: `{"client_id", "user_name", "password", "peer", "listener", "certificate"}`; absent things are null,
 a password that is no UTF-8 comes as `password_base64`, `certificate` is `{"fingerprint", "common_name"}`.
-Answer, status 200: `{"allow": true, "user", "tenant", "policies", "attributes"}` or `{"allow": false, "reason"}`.
+Answer, status 200: `{"allow": true, "user", "tenant", "policies", "attributes", "until"}`, or
+`{"allow": false, "reason"}`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import httpx
 import orjson
 
-from headwater.gateway.identity import Identity, Login, Reason, Refusal, Verdict, identity_of
+from headwater.gateway.identity import Login, Reason, Refusal, Verdict, identity_of
 from headwater.gateway.remote import read_bounded
 from headwater.security import WebhookSettings
 
@@ -35,9 +37,15 @@ class Webhook:
 
     name = "webhook"
 
-    def __init__(self, settings: WebhookSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: WebhookSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._wall_clock = wall_clock
         self._key = os.urandom(32)
         self._lock = threading.Lock()
         #: Answer and its end by a keyed hash of the login, so that no password stays in memory.
@@ -62,12 +70,17 @@ class Webhook:
         if keep_s > 0 and not unavailable:
             if isinstance(verdict, Refusal):
                 keep_s = min(keep_s, _REFUSED_S)
+            elif verdict.until is not None:
+                keep_s = min(keep_s, verdict.until - self._wall_clock())
             with self._lock:
                 self._cache[mark] = (self._clock() + keep_s, verdict)
                 self._cache.move_to_end(mark)
                 while len(self._cache) > self._settings.max_cached:
                     self._cache.popitem(last=False)
         return verdict
+
+    def changed(self) -> None:
+        """Nobody says so."""
 
     def close(self) -> None:
         """Closes its connections."""
@@ -90,7 +103,7 @@ class Webhook:
                 Reason.SERVER_UNAVAILABLE, f"asking the webhook {url}: HTTP status {status}, not 200"
             )
         try:
-            return _verdict(login, orjson.loads(answer))
+            return _verdict(login, orjson.loads(answer), self._wall_clock())
         except ValueError as error:
             return Refusal(Reason.SERVER_UNAVAILABLE, f"the answer of the webhook {url}: {error}")
 
@@ -125,8 +138,8 @@ def _question(login: Login) -> dict[str, Any]:
     return question
 
 
-def _verdict(login: Login, answer: object) -> Verdict:
-    """raises: ValueError"""
+def _verdict(login: Login, answer: object, now: float) -> Verdict:
+    """now: seconds since the Unix epoch; raises: ValueError"""
     if not isinstance(answer, dict) or not isinstance(answer.get("allow"), bool):
         raise ValueError('it has no "allow" that is true or false')
     if not answer["allow"]:
@@ -135,5 +148,10 @@ def _verdict(login: Login, answer: object) -> Verdict:
     if not isinstance(user, str):
         raise ValueError(f"user is {user!r}, it must be a text")
     found = identity_of(answer, user, "webhook")
+    until = answer.get("until")
+    if until is not None and (isinstance(until, bool) or not isinstance(until, int | float)):
+        raise ValueError(f"until is {until!r}, it must be seconds since the Unix epoch")
+    if until is not None and until <= now:
+        return Refusal(Reason.NOT_AUTHORIZED, f"the webhook lets the client in until {until}, which is over")
     # The service was told the client id and agreed.
-    return Identity(found.user, found.tenant, found.policies, found.attributes, login.client_id)
+    return replace(found, thing=login.client_id, until=until)

@@ -55,6 +55,9 @@ class Log(Protocol):
     def hold(self, reader: str, stream: int, offsets: Offsets) -> None:
         """Declares that `reader` still needs rows from `offsets` on; the log trims only below all of them."""
 
+    def key_id(self, key: str) -> int | None:
+        """The id by which `_key` of batches names this key; None: there are no rows of it."""
+
     def wait(self, seen: int, timeout_s: float) -> int:
         """The number of the last durable commit, as soon as it is above `seen`, else at the timeout."""
 

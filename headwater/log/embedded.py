@@ -107,6 +107,9 @@ class EmbeddedLog:
         """`reader` needs nothing of the stream any more."""
         self.native.release(reader, stream)
 
+    def key_id(self, key: str) -> int | None:
+        return self.native.key_id(key)
+
     def wait(self, seen: int, timeout_s: float) -> int:
         return self.native.wait(seen, timeout_s)
 

@@ -32,7 +32,7 @@ from headwater.store import counts, guard, parquet, prune
 from headwater.store.base import Account, Held, Table
 from headwater.store.connections import Connections, Query
 from headwater.store.delta import DataFile, StoredTable
-from headwater.store.tail import Tail
+from headwater.store.tail import Tail, of_keys
 
 #: Name of the store among the log's readers.
 READER: Final = "store"
@@ -162,6 +162,7 @@ class EmbeddedStore:
             # One transaction, so that now() means the same when files are chosen and when rows are.
             query.cursor.begin()
             snapshots = self._snapshot(checked.tables)
+            keys = prune.keys(checked, _key_columns(snapshots), params)
             if any(len(snapshot.files) > 1 for snapshot in snapshots):
                 try:
                     spans = prune.spans(query.cursor, checked, params)
@@ -176,7 +177,11 @@ class EmbeddedStore:
                 name = snapshot.entry.schema.name
                 files = _within(snapshot, spans.get(name, prune.ALL))
                 self._verify(snapshot.entry, files)
-                _create_view(query, snapshot, files)
+                tail = snapshot.tail
+                if name in keys:
+                    ids = (self._log.key_id(key) for key in keys[name])
+                    tail = of_keys(tail, [each for each in ids if each is not None])
+                _create_view(query, snapshot.entry, files, tail)
             return query.run(checked, params)
 
     def stored(self, stream: int) -> Offsets:
@@ -411,9 +416,22 @@ def _within(snapshot: _Snapshot, span: prune.Span) -> list[DataFile]:
     ]
 
 
-def _create_view(query: Query, snapshot: _Snapshot, files: Sequence[DataFile]) -> None:
-    """Makes the table visible to the query as one view over its files and its tail."""
-    entry = snapshot.entry
+def _key_columns(snapshots: Sequence[_Snapshot]) -> dict[str, str]:
+    """By table the column by whose text its rows in memory can be chosen."""
+    found = {}
+    for snapshot in snapshots:
+        entry, key = snapshot.entry, snapshot.entry.schema.key
+        texts = any(
+            column.name == key and column.type is ColumnType.STRING for column in entry.schema.columns
+        )
+        # A newer revision of the same row must not have another key.
+        if key is not None and texts and (not entry.latest_by or key in entry.latest_by):
+            found[entry.schema.name] = key.lower()
+    return found
+
+
+def _create_view(query: Query, entry: _Entry, files: Sequence[DataFile], rows: pa.Table) -> None:
+    """Makes the table visible to the query as one view over its files and its rows in memory."""
     name = entry.schema.name
     groups: dict[frozenset[str], list[Path]] = {}
     for file in files:
@@ -425,15 +443,15 @@ def _create_view(query: Query, snapshot: _Snapshot, files: Sequence[DataFile]) -
         for columns, paths in groups.items()
     ]
     tail = f"_tail_{name}"
-    parts.append(f'SELECT {_select(columns_first, frozenset(snapshot.tail.column_names))} FROM "{tail}"')
+    parts.append(f'SELECT {_select(columns_first, frozenset(rows.column_names))} FROM "{tail}"')
     union = " UNION ALL ".join(parts)
     shown = ", ".join(f'"{column.name}"' for column in entry.shown)
     newest = ""
     # Most tables never see an amended window; then every row is the latest of its key.
-    if entry.latest_by and _amended(snapshot.tail, files):
+    if entry.latest_by and _amended(rows, files):
         keys = ", ".join(f'"{column}"' for column in entry.latest_by)
         newest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY revision DESC) = 1"
-    query.view(name, f"SELECT {shown} FROM ({union}){newest}", {tail: snapshot.tail})
+    query.view(name, f"SELECT {shown} FROM ({union}){newest}", {tail: rows})
 
 
 def _amended(tail: pa.Table, files: Sequence[DataFile]) -> bool:

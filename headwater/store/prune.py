@@ -1,13 +1,13 @@
-"""Which span of event time a query can touch, so that files outside it are not opened.
+"""Which span of event time and which keys a query can touch: files outside are not opened, rows in memory not read.
 
-Conservative: a condition that is not understood prunes nothing. A span is taken only from the WHERE of a SELECT whose
-FROM is our table alone; the spans of several mentions of a table are joined to one that covers them all.
+Conservative: a condition that is not understood prunes nothing. One is taken only from the WHERE of a SELECT whose FROM
+is our table alone; those of several mentions of a table are joined to one that covers them all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import duckdb
@@ -45,15 +45,33 @@ def spans(
     raises:     duckdb.Error when a constant cannot be computed; the transaction may then be aborted
     """
     found: dict[str, list[Span]] = {}
-    _walk(connection, checked.tree, params, found)
-    mentions = {name: _hull(each) for name, each in found.items()}
-    return {name: mentions.get(name, ALL) for name in checked.tables}
+    for name, aliases, where in _mentions(checked.tree):
+        found.setdefault(name, []).append(_where(connection, where, aliases, params))
+    hulls = {name: _hull(each) for name, each in found.items()}
+    return {name: hulls.get(name, ALL) for name in checked.tables}
 
 
-def _walk(
-    connection: duckdb.DuckDBPyConnection, tree: Any, params: Sequence[object], found: dict[str, list[Span]]
-) -> None:
-    # What is found twice, once alone and once as part of a join, is joined with ALL and so not pruned.
+def keys(
+    checked: Checked, columns: Mapping[str, str], params: Sequence[object]
+) -> Mapping[str, frozenset[str]]:
+    """Per table the texts of its key column outside which no row can matter; a table that may need others is absent.
+
+    columns: by table its key column, where that holds texts
+    """
+    found: dict[str, list[frozenset[str] | None]] = {}
+    for name, aliases, where in _mentions(checked.tree):
+        each = _equal(where, columns[name], aliases, params) if name in columns else None
+        found.setdefault(name, []).append(each)
+    bounded = {name: [each for each in mentions if each is not None] for name, mentions in found.items()}
+    return {name: frozenset().union(*each) for name, each in bounded.items() if len(each) == len(found[name])}
+
+
+def _mentions(tree: Any) -> Iterator[tuple[str, set[str], Any]]:
+    """Every mention of a table: its name, what its columns may be called by, and the condition that its rows must meet.
+
+    None: the condition is not known.
+    """
+    # What is found twice, once alone and once as part of a join, has no condition the second time and is not pruned.
     stack = [tree]
     while stack:
         part = stack.pop()
@@ -69,13 +87,13 @@ def _walk(
         ):
             name = source["table_name"].lower()
             aliases = {name, (source.get("alias") or name).lower()}
-            renamed = bool(source.get("column_name_alias"))
-            span = ALL if renamed else _where(connection, part.get("where_clause"), aliases, params)
-            found.setdefault(name, []).append(span)
+            # A sample is taken of all rows, before the condition.
+            other = source.get("column_name_alias") or source.get("sample") or part.get("sample")
+            yield name, aliases, None if other else part.get("where_clause")
             stack.extend(value for key, value in part.items() if key != "from_table")
             continue
         if part.get("type") == "BASE_TABLE":
-            found.setdefault(part["table_name"].lower(), []).append(ALL)
+            yield part["table_name"].lower(), set(), None
         stack.extend(part.values())
 
 
@@ -102,25 +120,66 @@ def _bounds(where: Any, aliases: set[str]) -> list[tuple[str, Any]]:
         return []
     if where.get("type") == "CONJUNCTION_AND":
         return [bound for child in where["children"] for bound in _bounds(child, aliases)]
-    if where.get("type") == "COMPARE_BETWEEN" and _is_ts(where["input"], aliases):
+    if where.get("type") == "COMPARE_BETWEEN" and _is(where["input"], "ts", aliases):
         return [
             ("COMPARE_GREATERTHANOREQUALTO", where["lower"]),
             ("COMPARE_LESSTHANOREQUALTO", where["upper"]),
         ]
     kind = where.get("type")
     if kind in _FLIP:
-        if _is_ts(where["left"], aliases):
+        if _is(where["left"], "ts", aliases):
             return [(kind, where["right"])]
-        if _is_ts(where["right"], aliases):
+        if _is(where["right"], "ts", aliases):
             return [(_FLIP[kind], where["left"])]
     return []
 
 
-def _is_ts(part: Any, aliases: set[str]) -> bool:
+def _equal(where: Any, column: str, aliases: set[str], params: Sequence[object]) -> frozenset[str] | None:
+    """What the column must be equal to in every row that meets the condition; None: not known."""
+    if not isinstance(where, dict):
+        return None
+    if where.get("type") == "CONJUNCTION_AND":
+        found = (_equal(child, column, aliases, params) for child in where["children"])
+        return next((each for each in found if each is not None), None)
+    if where.get("type") == "COMPARE_EQUAL":
+        sides = [where["left"], where["right"]]
+        others = [other for one, other in (sides, sides[::-1]) if _is(one, column, aliases)]
+    elif where.get("type") == "COMPARE_IN" and _is(where["children"][0], column, aliases):
+        others = where["children"][1:]
+    else:
+        return None
+    texts = [_text(other, params) for other in others]
+    known = [text for text in texts if text is not None]
+    return frozenset(known) if known and len(known) == len(texts) else None
+
+
+def _text(part: Any, params: Sequence[object]) -> str | None:
+    """A constant or parameter that is a text."""
+    if not isinstance(part, dict):
+        return None
+    if part.get("class") == "CONSTANT":
+        literal = part.get("literal") or {}
+        text = literal.get("text")
+        return text if literal.get("kind") == "STRING" and isinstance(text, str) else None
+    if part.get("class") == "PARAMETER":
+        value = _bound(part, params)
+        return value if isinstance(value, str) else None
+    return None
+
+
+def _bound(part: dict[str, Any], params: Sequence[object]) -> object:
+    """What a parameter stands for; None where there is none of its number."""
+    identifier = str(part.get("identifier", ""))
+    known = identifier.isdigit() and 1 <= int(identifier) <= len(params)
+    return params[int(identifier) - 1] if known else None
+
+
+def _is(part: Any, column: str, aliases: set[str]) -> bool:
+    """Whether it is the column of the table."""
     if not isinstance(part, dict) or part.get("class") != "COLUMN_REF":
         return False
     path = [name.lower() for name in part["column_names"]]
-    return path == ["ts"] or (len(path) == 2 and path[0] in aliases and path[1] == "ts")
+    return path == [column] or (len(path) == 2 and path[0] in aliases and path[1] == column)
 
 
 def _evaluate(connection: duckdb.DuckDBPyConnection, part: Any, params: Sequence[object]) -> int | None:
@@ -132,10 +191,10 @@ def _evaluate(connection: duckdb.DuckDBPyConnection, part: Any, params: Sequence
         return None
     bound: list[object] = []
     if part.get("class") == "PARAMETER":
-        identifier = str(part.get("identifier", ""))
-        if not identifier.isdigit() or not 1 <= int(identifier) <= len(params):
+        value = _bound(part, params)
+        if value is None:
             return None
-        bound = [params[int(identifier) - 1]]
+        bound = [value]
         text = "?"
     else:
         # The expression goes back to text by DuckDB's own printer.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Final
+
+import numpy as np
 import pyarrow as pa
 
 from headwater.latency import Latency
@@ -11,6 +15,10 @@ from headwater.records import READER_COLUMNS, Offsets, Schema
 #: Batches are joined until they have this many rows. DuckDB scans 2M rows in batches of 8,192 as fast as in batches of
 #: 65,536, of 2,048 a fifth slower; and a query waits for the joining, which in larger ones touches new memory. Ours.
 _JOINED_ROWS = 8_192
+
+#: The log's ids of the keys, kept beside the rows in memory: how the rows of one device are found without reading them
+#: all. First, because DuckDB counts rows by reading the first column, and no other is so short.
+KEY: Final = pa.field("_key", pa.uint32())
 
 
 class Tail:
@@ -25,6 +33,7 @@ class Tail:
 
     def __init__(self, schema: Schema, reader: Reader, start: Offsets, latency: Latency) -> None:
         self._schema = schema.arrow
+        self._kept = _kept(self._schema)
         self._reader = reader
         self._latency = latency
         self.offsets = start
@@ -44,7 +53,7 @@ class Tail:
             names = [name for name in batch.schema.names if name not in READER_COLUMNS]
             if len(names) > len(self._schema):
                 self._widen(pa.schema([batch.schema.field(name) for name in names]))
-            batch = batch.select(self._schema.names)
+            batch = batch.select(self._kept.names)
             if "received_at" in batch.schema.names:
                 self._latency.observe(batch.column("received_at"), now_us)
             self._batches.append(batch)
@@ -56,9 +65,9 @@ class Tail:
 
     def _widen(self, schema: pa.Schema) -> None:
         """The stream has got columns, which are NULL in the rows that are here already."""
-        self._schema = schema
-        self._batches = [_widened(batch, schema) for batch in self._batches]
-        self._frozen = [_widened(batch, schema) for batch in self._frozen]
+        self._schema, self._kept = schema, _kept(schema)
+        self._batches = [_widened(batch, self._kept) for batch in self._batches]
+        self._frozen = [_widened(batch, self._kept) for batch in self._frozen]
 
     @property
     def schema(self) -> pa.Schema:
@@ -71,14 +80,14 @@ class Tail:
         return self.rows - sum(int(batch.num_rows) for batch in self._frozen)
 
     def table(self) -> pa.Table:
-        """All rows; later changes of the tail do not show in it."""
-        return pa.Table.from_batches([*self._frozen, *self._batches], self._schema)
+        """All rows, `_key` before their columns; later changes of the tail do not show in it."""
+        return pa.Table.from_batches([*self._frozen, *self._batches], self._kept)
 
     def freeze(self) -> tuple[pa.Table, Offsets]:
         """The rows to be written now, and where they end. They stay in the tail until `drop` or `thaw`."""
         self._frozen, self._batches = self._batches, []
         self.since = None
-        return pa.Table.from_batches(self._frozen, self._schema), self.offsets
+        return pa.Table.from_batches(self._frozen, self._kept).select(self._schema.names), self.offsets
 
     def drop(self) -> None:
         """Forgets the frozen rows: a file holds them."""
@@ -98,6 +107,23 @@ class Tail:
             if before.num_rows >= _JOINED_ROWS or before.num_rows > 2 * last.num_rows:
                 return
             self._batches[-2:] = [pa.concat_batches([before, last])]
+
+
+def of_keys(rows: pa.Table, ids: Collection[int]) -> pa.Table:
+    """Those rows of `Tail.table` that have one of these keys."""
+    found = []
+    for batch in rows.to_batches():
+        keys = batch.column(0).to_numpy()
+        wanted = np.zeros(len(keys), np.bool_)
+        for each in ids:
+            wanted |= keys == each
+        if wanted.any():
+            found.append(batch.filter(pa.array(wanted)))
+    return pa.Table.from_batches(found, rows.schema)
+
+
+def _kept(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([KEY, *schema])
 
 
 def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -10,21 +10,12 @@ import pyarrow as pa
 from headwater.config import LogSettings
 from headwater.database import Database
 from headwater.log.embedded import EmbeddedLog
-from headwater.records import FIRST_USER_STREAM, OWN_SCHEMAS, Column, ColumnType, Schema
+from headwater.records import OWN_SCHEMAS, ColumnType
+from tests.tables import table
 
-TELEMETRY = Schema(
-    FIRST_USER_STREAM,
-    FIRST_USER_STREAM,
+TELEMETRY = table(
     "telemetry",
-    (
-        Column("site", ColumnType.STRING),
-        Column("device", ColumnType.STRING),
-        Column("ts", ColumnType.TIMESTAMP),
-        Column("received_at", ColumnType.TIMESTAMP),
-        Column("temperature", ColumnType.DOUBLE),
-        Column("state", ColumnType.STRING),
-    ),
-    "device",
+    "site string, device string, ts timestamp, received_at timestamp, temperature double, state string",
 )
 SECOND = 1_000_000
 

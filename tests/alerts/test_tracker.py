@@ -19,22 +19,13 @@ from headwater.alerts.machine import Memory, from_json, to_json
 from headwater.alerts.rows import KeyRows
 from headwater.alerts.tracker import FOREVER, Tracker
 from headwater.expressions import Frame
-from headwater.records import FIRST_USER_STREAM, Column, ColumnType, Schema
+from headwater.records import FIRST_USER_STREAM, Schema
+from tests.tables import table
 
 PARTITIONS = 2
-SCHEMA = Schema(
-    16,
-    FIRST_USER_STREAM,
+SCHEMA = table(
     "telemetry",
-    (
-        Column("site", ColumnType.STRING),
-        Column("device", ColumnType.STRING),
-        Column("ts", ColumnType.TIMESTAMP),
-        Column("received_at", ColumnType.TIMESTAMP),
-        Column("temperature", ColumnType.DOUBLE),
-        Column("zone", ColumnType.BIGINT),
-    ),
-    "device",
+    "site string, device string, ts timestamp, received_at timestamp, temperature double, zone bigint",
 )
 NAMES = {column.name: column.type for column in SCHEMA.columns}
 

@@ -62,6 +62,29 @@ def test_a_changed_password_counts_and_the_old_one_does_not(file: Path) -> None:
     assert source.identify(login("ann", b"other")) is None
 
 
+def test_marks_tell_who_has_changed(file: Path) -> None:
+    seconds = iter(range(0, 1000, 10))
+    password.set_user(file, "bob", "b")
+    source = PasswordFile(PasswordSettings(file=file))
+    source._file._clock = lambda: float(next(seconds)) + source._file._looked + LOOK_S
+    found = [source.identify(login(user, secret)) for user, secret in (("ann", b"right"), ("bob", b"b"))]
+    lines = [identity.line for identity in found if isinstance(identity, Identity) and identity.line]
+    assert [(line.name, line.version) for line in lines] == [("ann", 1), ("bob", 1)]
+    assert source.changed() is None
+    password.set_user(file, "ann", "other")
+    version, marks = source.changed() or (0, {})
+    assert version == 2
+    assert [marks[line.name] == line.mark for line in lines] == [False, True]
+    assert source.changed() is None
+    password.remove_user(file, "bob")
+    version, marks = source.changed() or (0, {})
+    assert (version, set(marks)) == (3, {"ann"})
+    again = source.identify(login("ann", b"other"))
+    assert isinstance(again, Identity)
+    assert again.line is not None
+    assert (again.line.version, again.line.mark) == (3, marks["ann"])
+
+
 def test_the_file_is_its_owners_alone_and_holds_no_password(file: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "right" not in file.read_text(encoding="utf-8")

@@ -69,6 +69,13 @@ def test_claims_are_the_identity(says: Says) -> None:
     assert "number" not in found.attributes
 
 
+def test_a_token_says_until_when_a_connection_may_live(says: Says) -> None:
+    end = int(time.time()) + 100
+    found = says(token({"exp": end}), leeway="5s")
+    assert isinstance(found, Identity)
+    assert (found.until, found.line) == (end + 5.0, None)
+
+
 def test_claims_have_the_names_of_the_settings(says: Says) -> None:
     claims = {"sub": None, "https://acme/user": "bob", "app": {"org": "acme"}}
     found = says(token(claims), user_claim="https://acme/user", tenant_claim="app.org")

@@ -84,6 +84,8 @@ def test_what_it_says_is_the_identity(service: Answering) -> None:
         (200, b'{"allow": 1}'),
         (200, b'{"allow": true, "policies": "p"}'),
         (200, b'{"allow": true, "user": 5}'),
+        (200, b'{"allow": true, "until": "tomorrow"}'),
+        (200, b'{"allow": true, "until": true}'),
         (200, b'{"allow": true, "attributes": {"a": 1}}'),
         (200, json.dumps({"allow": True, "x": "y" * 70_000}).encode()),
     ],
@@ -132,6 +134,23 @@ def test_an_answer_holds_for_the_same_login_and_no_other(service: Answering) -> 
     clock.now = 60.0
     source.identify(same[0])
     assert len(service.requests) == 2 + len(others)
+    source.close()
+
+
+def test_an_answer_says_until_when(service: Answering) -> None:
+    clock = Clock()
+    source = Webhook(WebhookSettings(url=service.url, cache="60s"), clock, lambda: 1000 + clock.now)
+    service.answer = lambda _body: answer(allow=True, until=1010)
+    for _ in range(2):
+        found = source.identify(Login(1, "d1", "ann"))
+        assert isinstance(found, Identity)
+        assert found.until == 1010
+    assert len(service.requests) == 1
+    # No longer than that it is kept, and what is over lets nobody in.
+    clock.now = 10.0
+    refused = source.identify(Login(1, "d1", "ann"))
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, len(service.requests)) == (Reason.NOT_AUTHORIZED, 2)
     source.close()
 
 

@@ -90,9 +90,9 @@ class MqttClient:
             received.append(self._messages.get(timeout=PATIENCE_S))
         return received
 
-    def await_end(self) -> None:
-        """Until the server has ended the connection."""
-        self._await("end")
+    def await_end(self) -> int:
+        """Until the server has ended the connection; the reason code of its DISCONNECT (MQTT 5)."""
+        return int(self._await("end").value)
 
     def _await(self, wanted: str) -> Any:
         kind, answer = self._answers.get(timeout=PATIENCE_S)

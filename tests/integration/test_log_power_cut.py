@@ -16,22 +16,17 @@ from typing import Any
 import pytest
 
 from headwater.config import LogSettings, QuerySettings, StoreSettings
-from headwater.records import OWN_SCHEMAS, Column, ColumnType, Schema
+from headwater.records import OWN_SCHEMAS
 from tests.forgetful.layer import Layer
 from tests.integration.server import PATIENCE_S, await_that
 from tests.preload import COMPILER
+from tests.tables import table
 
 pytestmark = pytest.mark.skipif(
     COMPILER is None, reason="no C compiler (cc) to build the forgetful layer with"
 )
 
-SCHEMA = Schema(
-    16,
-    16,
-    "numbers",
-    (Column("device", ColumnType.STRING), Column("ts", ColumnType.TIMESTAMP), Column("n", ColumnType.BIGINT)),
-    "device",
-)
+SCHEMA = table("numbers", "device string, ts timestamp, n bigint")
 SETTINGS = LogSettings(segment_bytes=1 << 20, retention_bytes=2 << 20, commit_interval_ms=0)
 THREADS = 4
 

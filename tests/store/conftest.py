@@ -11,38 +11,17 @@ import pytest
 
 from headwater.config import LogSettings, QuerySettings, StoreSettings
 from headwater.log.embedded import EmbeddedLog
-from headwater.records import OWN_SCHEMAS, Column, ColumnType, Schema
+from headwater.records import OWN_SCHEMAS, Schema
 from headwater.store.embedded import EmbeddedStore
+from tests.tables import table
 
-_T = ColumnType
-
-READINGS = Schema(
-    16,
-    16,
-    "readings",
-    (
-        Column("device", _T.STRING),
-        Column("ts", _T.TIMESTAMP),
-        Column("received_at", _T.TIMESTAMP),
-        Column("value", _T.DOUBLE),
-        Column("count", _T.BIGINT),
-        Column("ok", _T.BOOLEAN),
-    ),
-    "device",
+READINGS = table(
+    "readings", "device string, ts timestamp, received_at timestamp, value double, count bigint, ok boolean"
 )
-WINDOWS = Schema(
-    17,
-    17,
+WINDOWS = table(
     "windows",
-    (
-        Column("device", _T.STRING),
-        Column("window_start", _T.TIMESTAMP),
-        Column("window_end", _T.TIMESTAMP),
-        Column("mean", _T.DOUBLE),
-        Column("ts", _T.TIMESTAMP),
-        Column("revision", _T.BIGINT),
-    ),
-    "device",
+    "device string, window_start timestamp, window_end timestamp, mean double, ts timestamp, revision bigint",
+    17,
 )
 
 #: 2026-11-23T22:00:00Z in microseconds.

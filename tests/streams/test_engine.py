@@ -18,27 +18,14 @@ from structlog.testing import capture_logs
 
 from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError, LogFullError, QueryLimitError
-from headwater.records import STEPS, Column, ColumnType, Schema
+from headwater.records import STEPS
 from headwater.streams import query as query_module
 from headwater.streams.checkpoint import read_checkpoint, write_checkpoint
 from headwater.streams.sql import Plan
 from tests.streams.harness import Harness, Late
+from tests.tables import table
 
-_T = ColumnType
-SOURCE = Schema(
-    16,
-    16,
-    "t",
-    (
-        Column("device", _T.STRING),
-        Column("ts", _T.TIMESTAMP),
-        Column("received_at", _T.TIMESTAMP),
-        Column("x", _T.DOUBLE),
-        Column("k", _T.BIGINT),
-        Column("mode", _T.STRING),
-    ),
-    "device",
-)
+SOURCE = table("t", "device string, ts timestamp, received_at timestamp, x double, k bigint, mode string")
 WINDOW = "TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '10' SECONDS))"
 BY_DEVICE = (
     f"SELECT device, COUNT(*) AS n, SUM(x) AS s, AVG(k) AS a, MIN(k) AS lo, MAX(x) AS hi FROM {WINDOW} "

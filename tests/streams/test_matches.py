@@ -16,27 +16,14 @@ from hypothesis import strategies as st
 
 from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError, LogFullError, QueryLimitError, SqlError
-from headwater.records import Column, ColumnType, Schema
 from headwater.streams import query as query_module
 from headwater.streams.checkpoint import read_checkpoint, write_checkpoint
 from headwater.streams.sql import plan
 from tests.streams import match_oracle
 from tests.streams.harness import Harness
+from tests.tables import table
 
-_T = ColumnType
-SOURCE = Schema(
-    16,
-    16,
-    "t",
-    (
-        Column("device", _T.STRING),
-        Column("ts", _T.TIMESTAMP),
-        Column("x", _T.BIGINT),
-        Column("id", _T.BIGINT),
-        Column("mode", _T.STRING),
-    ),
-    "device",
-)
+SOURCE = table("t", "device string, ts timestamp, x bigint, id bigint, mode string")
 S = 1_000_000
 
 

@@ -274,6 +274,11 @@ impl PyLog {
         array_to_python(py, &keys)
     }
 
+    fn key_id(&self, key: &str) -> Option<u32> {
+        let (partition, id) = self.log.key_id(key.as_bytes())?;
+        Some(id * u32::from(self.log.partitions()) + u32::from(partition.0))
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = self.log.stats();
         let stats = PyDict::new(py);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::mqtt::ReasonCode;
-use headwater_core::net::{LoginOptions, Logins, Principal};
+use headwater_core::net::{Line, LoginOptions, Logins, Principal};
 use headwater_core::policy::{Policies, Policy};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -24,6 +24,34 @@ pub struct PyLogins {
 /// Id, client id, user name, password, fingerprint, common name, peer, listener.
 type Row = (u64, String, Option<String>, Option<Vec<u8>>, Option<String>, Option<String>, String, String);
 
+/// Who a client is.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Identity {
+    user: String,
+    tenant: String,
+    policies: Vec<String>,
+    thing: String,
+    attributes: HashMap<String, String>,
+    until_ms: Option<u64>,
+    /// Source, name, version of the file, mark.
+    line: Option<(String, String, u64, u64)>,
+}
+
+impl Identity {
+    fn convert(self) -> Principal {
+        let Identity { user, tenant, policies, thing, attributes, until_ms, line } = self;
+        let line = line.map(|(source, name, version, mark)| Line { source, name, version, mark });
+        Principal { user, tenant, policies, thing, attributes, until_ms, line }
+    }
+}
+
+fn parsed(py: Python<'_>, policies: &[(String, String)]) -> PyResult<Policies> {
+    let policies =
+        policies.iter().map(|(name, json)| Policy::parse(name, json)).collect::<Result<Vec<_>, _>>();
+    Ok(Policies::new(policies.map_err(|error| errors::raise(py, "ConfigError", error))?))
+}
+
 #[pymethods]
 impl PyLogins {
     #[new]
@@ -34,9 +62,7 @@ impl PyLogins {
         max_waiting: usize,
         max_waiting_bytes: usize,
     ) -> PyResult<PyLogins> {
-        let parse = |(name, json): &(String, String)| Policy::parse(name, json);
-        let policies = policies.iter().map(parse).collect::<Result<Vec<_>, _>>();
-        let policies = Policies::new(policies.map_err(|error| errors::raise(py, "ConfigError", error))?);
+        let policies = parsed(py, &policies)?;
         let timeout = Duration::from_micros(timeout_us);
         let options = LoginOptions { max_waiting, max_waiting_bytes, timeout, policies };
         Ok(PyLogins { logins: Arc::new(Logins::new(options)) })
@@ -65,18 +91,8 @@ impl PyLogins {
         logins.into_iter().map(row).collect()
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn allow(
-        &self,
-        py: Python<'_>,
-        id: u64,
-        user: String,
-        tenant: String,
-        policies: Vec<String>,
-        thing: String,
-        attributes: HashMap<String, String>,
-    ) -> bool {
-        let principal = Principal { user, tenant, policies, thing, attributes };
+    fn allow(&self, py: Python<'_>, id: u64, identity: Identity) -> bool {
+        let principal = identity.convert();
         py.detach(|| self.logins.allow(id, &principal))
     }
 
@@ -90,5 +106,15 @@ impl PyLogins {
 
     fn waiting(&self) -> usize {
         self.logins.waiting()
+    }
+
+    fn set_policies(&self, py: Python<'_>, policies: Vec<(String, String)>) -> PyResult<()> {
+        let policies = parsed(py, &policies)?;
+        py.detach(|| self.logins.set_policies(policies));
+        Ok(())
+    }
+
+    fn set_lines(&self, py: Python<'_>, source: &str, version: u64, marks: HashMap<String, u64>) {
+        py.detach(|| self.logins.set_lines(source, version, marks));
     }
 }

@@ -255,6 +255,13 @@ impl Log {
         keys.get(id).map(<[u8]>::to_vec)
     }
 
+    /// The partition and id of a key, if there are rows of it.
+    pub fn key_id(&self, key: &[u8]) -> Option<(Partition, u32)> {
+        let partition = self.shared().partition_of(key);
+        let keys = self.shared().keys.get(usize::from(partition.0))?.read();
+        Some((partition, keys.find(key)?))
+    }
+
     pub fn stats(&self) -> LogStats {
         let shared = self.shared();
         // Before the counters, which then have the reason.

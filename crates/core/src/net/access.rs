@@ -1,6 +1,9 @@
 //! What a connection may do, asked where it does it: CONNECT, PUBLISH, SUBSCRIBE, each delivery.
 
-use crate::policy::{Action, Grant};
+use std::sync::Arc;
+
+use super::logins::Principal;
+use crate::policy::{Action, Grant, Policies};
 
 /// Why a message or a will is refused.
 pub(super) const PUBLISH_DENIED: &str = "no policy of the client allows iot:Publish (and, retained, iot:RetainPublish) \
@@ -17,8 +20,11 @@ pub(super) enum Access {
 #[derive(Debug)]
 pub(super) struct Granted {
     pub grant: Grant,
-    pub user: Box<str>,
-    pub tenant: Box<str>,
+    pub principal: Principal,
+    /// Of what it was held against last; see [`super::standing`].
+    pub version: u64,
+    /// Of which the grant is.
+    pub policies: Arc<Policies>,
     published: Last,
     received: Last,
 }
@@ -32,9 +38,15 @@ struct Last {
 }
 
 impl Granted {
-    pub fn new(grant: Grant, user: &str, tenant: &str) -> Granted {
+    pub fn new(grant: Grant, principal: Principal, version: u64, policies: Arc<Policies>) -> Granted {
         let (published, received) = (Last::default(), Last::default());
-        Granted { grant, user: user.into(), tenant: tenant.into(), published, received }
+        Granted { grant, principal, version, policies, published, received }
+    }
+
+    /// What it may do from now on.
+    pub fn replace(&mut self, grant: Grant, policies: Arc<Policies>) {
+        (self.grant, self.policies) = (grant, policies);
+        (self.published, self.received) = (Last::default(), Last::default());
     }
 }
 
@@ -68,8 +80,14 @@ pub(super) fn may_receive(access: &mut Option<Box<Access>>, topic: &str) -> bool
 /// Why a filter is refused, for the operator.
 pub(super) fn subscribe_denied(access: &Option<Box<Access>>, filter: &str) -> String {
     let who = match access.as_deref() {
-        Some(Access::Granted(granted)) if granted.tenant.is_empty() => format!("user {:?}", granted.user),
-        Some(Access::Granted(granted)) => format!("user {:?} of tenant {:?}", granted.user, granted.tenant),
+        Some(Access::Granted(granted)) => {
+            let Principal { user, tenant, .. } = &granted.principal;
+            if tenant.is_empty() {
+                format!("user {user:?}")
+            } else {
+                format!("user {user:?} of tenant {tenant:?}")
+            }
+        }
         _ => "the client".to_owned(),
     };
     format!("filter {filter:?}: no policy of {who} allows iot:Subscribe on it, or one denies it")
@@ -80,6 +98,7 @@ pub(super) fn same_user(one: &Option<Box<Access>>, other: &Option<Box<Access>>) 
     match (one.as_deref(), other.as_deref()) {
         (None, None) => true,
         (Some(Access::Granted(one)), Some(Access::Granted(other))) => {
+            let (one, other) = (&one.principal, &other.principal);
             (&one.user, &one.tenant) == (&other.user, &other.tenant)
         }
         _ => false,
@@ -114,16 +133,14 @@ impl Last {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::policy::{Policy, PolicySet};
+    use crate::policy::Policy;
 
     fn access(statement: &str) -> Option<Box<Access>> {
         let json = format!(r#"{{"Version": "2012-10-17", "Statement": [{statement}]}}"#);
-        let set = Arc::new(PolicySet::compile([&Policy::parse("p", &json).unwrap()]));
-        let grant = set.grant(|_| Some("acme")).unwrap();
-        Some(Box::new(Access::Granted(Granted::new(grant, "u", "acme"))))
+        let policies = Arc::new(Policies::new(vec![Policy::parse("p", &json).unwrap()]));
+        let grant = policies.set(&["p".to_owned()]).unwrap().grant(|_| Some("acme")).unwrap();
+        Some(Box::new(Access::Granted(Granted::new(grant, Principal::default(), 1, policies))))
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub(super) struct Connection {
     pub heard: u32,
     /// Tick of this connection's valid entry in the wheel.
     pub timer: u32,
+    /// Tick at which the client's token or certificate ends, and with it the connection; `u32::MAX`: never.
+    pub until: u32,
     /// Of the CONNACK, milliseconds since the Unix epoch.
     pub since_ms: u64,
     /// What it may do; none: everything.
@@ -127,6 +129,7 @@ impl Connection {
             silence: 0,
             heard: tick,
             timer: 0,
+            until: u32::MAX,
             since_ms: 0,
             access: None,
             client_id: Box::default(),
@@ -156,7 +159,7 @@ impl Connection {
         self.rates.as_ref().is_some_and(|rates| rates.paused)
     }
 
-    /// The tick at which this connection has been silent for too long.
+    /// The tick at which this connection has been silent for too long, or its client's access ends.
     pub fn deadline(&self, options: &GatewayOptions) -> Option<u32> {
         let after = match self.state {
             State::Parked => {
@@ -169,11 +172,19 @@ impl Connection {
             }
             State::Opened => ticks(options.first_packet_timeout_s.into()),
             State::Asked => options.logins.as_ref().map_or(0, |logins| logins.ticks()),
-            State::Up if self.silence == 0 => return None,
-            State::Up => self.silence,
+            State::Up => {
+                let silent = (self.silence > 0).then(|| self.after(self.silence));
+                let over = (self.until != u32::MAX).then_some(self.until);
+                return silent.into_iter().chain(over).min();
+            }
             State::Lingering => LINGER_TICKS,
         };
-        Some(self.heard.saturating_add(after).saturating_add(1))
+        Some(self.after(after))
+    }
+
+    /// The tick at which it has not been heard for more than so many.
+    fn after(&self, silence: u32) -> u32 {
+        self.heard.saturating_add(silence).saturating_add(1)
     }
 
     /// Where to append packets; the caller puts the connection into the list of those to flush.
@@ -318,8 +329,8 @@ impl Connection {
             if self.state == State::Parked { 0 } else { usize::from(self.receive_maximum).min(MAX_INFLIGHT) };
         let keep = session.as_ref().is_some_and(|session| session.expiry_s > 0);
         let aliases = session.map(|session| &mut session.given);
-        let max_packet_bytes = self.max_packet_bytes as usize;
-        Some((out, Wording { version: self.version, max_packet_bytes, aliases, window, keep }))
+        let (access, max_packet_bytes) = (&mut self.access, self.max_packet_bytes as usize);
+        Some((out, Wording { version: self.version, max_packet_bytes, access, aliases, window, keep }))
     }
 
     /// A QoS 2 message is through the log, or not: gives the code of its PUBREC.

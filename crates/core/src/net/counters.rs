@@ -93,6 +93,10 @@ counters! {
     denied_publish,
     denied_subscribe,
     denied_receive,
+    /// Connections ended because the client's token or certificate has expired, and because it counts no more: a line
+    /// that is gone or has changed, a revocation, other policies.
+    access_expired,
+    access_revoked,
     /// Turns that the log refused or failed to make durable.
     log_failures,
     /// Passes in which sockets were left unread because the log was behind.

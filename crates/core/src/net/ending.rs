@@ -60,6 +60,11 @@ impl Worker {
             match conn.state {
                 State::Parked => self.expire_session(slot),
                 State::Lingering => self.remove(slot),
+                State::Up if conn.until <= self.lane.tick => {
+                    self.lane.counters.access_expired += 1;
+                    let why = "the client's token or certificate has expired; it may connect with a new one";
+                    self.end(slot, Ending::Ours(End::new(ReasonCode::MaximumConnectTime, why)));
+                }
                 // We do not know that it is silent.
                 State::Up | State::Opened if conn.ready => {
                     conn.heard = self.lane.tick;

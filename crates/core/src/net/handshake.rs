@@ -1,12 +1,9 @@
-//! What becomes of a connection when something between TCP and MQTT fails, or its certificate counts no more.
-
-use std::sync::Arc;
+//! What becomes of a connection when something between TCP and MQTT fails.
 
 use super::connection::State;
 use super::ending::Ending;
 use super::events::EventKind;
 use super::lane::End;
-use super::listener::Listener;
 use super::transport::Transport;
 use super::worker::Worker;
 use crate::mqtt::ReasonCode;
@@ -25,23 +22,5 @@ impl Worker {
         let (reason, origin) = (ReasonCode::NotAuthorized, conn.origin());
         self.lane.shared.events.add_from(EventKind::HandshakeFailed, "", reason, detail, origin);
         self.end(slot, Ending::Refused);
-    }
-
-    /// The files of a listener have changed: ends its connections whose certificates are good no more.
-    pub(super) fn verify_again(&mut self, listener: &Arc<Listener>) {
-        let refused: Vec<(u32, String)> = self
-            .conns
-            .iter()
-            .filter(|(_, conn)| conn.state != State::Lingering)
-            .filter_map(|(slot, conn)| {
-                let socket =
-                    conn.socket.as_ref().filter(|socket| Arc::ptr_eq(socket.listener(), listener))?;
-                Some((slot as u32, socket.verify_again().err()?.why.into_owned()))
-            })
-            .collect();
-        for (slot, why) in refused {
-            let why = format!("the client's certificate is good no more: {why}");
-            self.end(slot, Ending::Ours(End::new(ReasonCode::NotAuthorized, why)));
-        }
     }
 }

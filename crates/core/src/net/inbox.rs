@@ -29,8 +29,8 @@ pub(super) enum Mail {
     RetainedLoaded,
     /// A connection whose client id belongs to a connection or session of this thread.
     Join(Box<Connection>),
-    /// The certificates of this listener have changed.
-    VerifyAgain(Arc<Listener>),
+    /// The certificates of this listener have changed, or, without one, who is known or what policies say.
+    Review(Option<Arc<Listener>>),
     /// Somebody asks about connections, or ends one.
     Ask(Box<Question>),
     /// A CONNECT has its answer.

@@ -285,7 +285,7 @@ impl Worker {
 
 fn summary(conn: &Connection) -> ClientSummary {
     let (user, tenant) = match conn.access.as_deref() {
-        Some(Access::Granted(granted)) => (granted.user.to_string(), granted.tenant.to_string()),
+        Some(Access::Granted(granted)) => (granted.principal.user.clone(), granted.principal.tenant.clone()),
         _ => (String::new(), String::new()),
     };
     let socket = conn.socket.as_ref();

@@ -49,6 +49,8 @@ fn reason_of(ending: &Ending) -> (&'static str, bool) {
         ReasonCode::SessionTakenOver => "DUPLICATE_CLIENTID",
         ReasonCode::KeepAliveTimeout => "MQTT_KEEP_ALIVE_TIMEOUT",
         ReasonCode::NotAuthorized => "FORBIDDEN_ACCESS",
+        // AWS has this word for tokens alone; certificates that expire while connected it does not mention.
+        ReasonCode::MaximumConnectTime => "CUSTOMAUTH_TTL_EXPIRATION",
         ReasonCode::AdministrativeAction => "API_INITIATED_DISCONNECT",
         ReasonCode::MessageRateTooHigh | ReasonCode::ReceiveMaximumExceeded | ReasonCode::QuotaExceeded => {
             "THROTTLED"
@@ -160,7 +162,7 @@ fn principal(conn: &Connection) -> String {
     let identity = conn.socket.as_ref().and_then(|socket| socket.identity());
     match (identity, conn.access.as_deref()) {
         (Some(identity), _) => identity.fingerprint.clone(),
-        (None, Some(Access::Granted(granted))) => granted.user.to_string(),
+        (None, Some(Access::Granted(granted))) => granted.principal.user.clone(),
         _ => "anonymous".to_owned(),
     }
 }

@@ -7,19 +7,21 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::access::Granted;
 use super::clock::TICK_MS;
 use super::inbox::Mail;
 use super::lane::Shared;
 use super::registry::ConnId;
+use super::standing::Standing;
 use super::transport::Transport;
 use crate::mqtt::{Connect, ReasonCode};
-use crate::policy::{Policies, Variable};
+use crate::policy::Policies;
 
 /// Bytes that an entry takes beside its CONNECT, about.
 const ENTRY_BYTES: usize = 256;
@@ -58,6 +60,21 @@ pub struct Principal {
     /// `${iot:Connection.Thing.ThingName}`; empty: none.
     pub thing: String,
     pub attributes: HashMap<String, String>,
+    /// Milliseconds since the Unix epoch, UTC, at which its connections end. None: they do not end by themselves.
+    pub until_ms: Option<u64>,
+    /// Where it stands. None: no file says it, so nothing that is read again ends its connections.
+    pub line: Option<Line>,
+}
+
+/// A line of a file that a source of identities reads again when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    pub source: String,
+    pub name: String,
+    /// Of the file when the line was read; it grows with each change.
+    pub version: u64,
+    /// Of what the line says; 0: there is none of this name.
+    pub mark: u64,
 }
 
 /// Bounds of what waits, and the policies of those who come in.
@@ -67,12 +84,18 @@ pub struct LoginOptions {
     pub max_waiting_bytes: usize,
     /// A CONNECT that waits longer is refused with 0x88.
     pub timeout: Duration,
+    /// At first; see [`Logins::set_policies`].
     pub policies: Policies,
 }
 
 #[derive(Debug)]
 pub struct Logins {
-    options: LoginOptions,
+    max_waiting: usize,
+    max_waiting_bytes: usize,
+    timeout: Duration,
+    standing: RwLock<Arc<Standing>>,
+    /// Of `standing`, for those who only want to know whether it has changed.
+    version: AtomicU64,
     waiting: Mutex<Waiting>,
     arrived: Condvar,
     /// Set when the gateway runs. Weak, because whoever answers must not keep a stopped gateway's log open.
@@ -146,12 +169,55 @@ pub(super) struct Answer {
 
 impl Logins {
     pub fn new(options: LoginOptions) -> Logins {
-        Logins { options, waiting: Mutex::default(), arrived: Condvar::new(), gateway: OnceLock::new() }
+        let LoginOptions { max_waiting, max_waiting_bytes, timeout, policies } = options;
+        let standing = Standing::new(policies);
+        Logins {
+            max_waiting,
+            max_waiting_bytes,
+            timeout,
+            version: AtomicU64::new(standing.version),
+            standing: RwLock::new(Arc::new(standing)),
+            waiting: Mutex::default(),
+            arrived: Condvar::new(),
+            gateway: OnceLock::new(),
+        }
+    }
+
+    /// Other policies from now on, also for those who are connected: what they may not do any more they cannot do, and who
+    /// may not connect any more has its connection ended with 0x87.
+    pub fn set_policies(&self, policies: Policies) {
+        self.change(|standing| standing.with_policies(policies));
+    }
+
+    /// A source has read its file again: connections whose lines are gone or have another mark end with 0x87.
+    ///
+    /// version: of the file
+    /// marks:   by name of the line, all there are
+    pub fn set_lines(&self, source: &str, version: u64, marks: HashMap<String, u64>) {
+        self.change(|standing| standing.with_lines(source, version, marks));
+    }
+
+    fn change(&self, change: impl FnOnce(&Standing) -> Standing) {
+        let mut standing = self.standing.write();
+        *standing = Arc::new(change(&standing));
+        self.version.store(standing.version, Ordering::Release);
+        drop(standing);
+        if let Some(gateway) = self.gateway.get().and_then(Weak::upgrade) {
+            gateway.inboxes.iter().for_each(|inbox| inbox.post(Mail::Review(None)));
+        }
+    }
+
+    pub(super) fn standing(&self) -> Arc<Standing> {
+        Arc::clone(&self.standing.read())
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Ticks that a CONNECT may wait.
     pub(super) fn ticks(&self) -> u32 {
-        (self.options.timeout.as_millis() / u128::from(TICK_MS)).try_into().unwrap_or(u32::MAX)
+        (self.timeout.as_millis() / u128::from(TICK_MS)).try_into().unwrap_or(u32::MAX)
     }
 
     /// Where answers go from now on.
@@ -164,7 +230,7 @@ impl Logins {
         let asked = Asked { conn, client_id: client_id.into(), body: body.into(), origin };
         let mut waiting = self.waiting.lock();
         let bytes = waiting.bytes + asked.bytes();
-        if waiting.asked.len() >= self.options.max_waiting || bytes > self.options.max_waiting_bytes {
+        if waiting.asked.len() >= self.max_waiting || bytes > self.max_waiting_bytes {
             return None;
         }
         waiting.bytes = bytes;
@@ -202,7 +268,8 @@ impl Logins {
     /// Lets a client in, if its policies let it connect. False: they do not, and it has been refused; or it has gone.
     pub fn allow(&self, id: u64, principal: &Principal) -> bool {
         let Some(asked) = self.waiting.lock().remove(id) else { return false };
-        let result = self.grant(&asked, principal);
+        let common_name = asked.origin.certificate.as_ref().and_then(|each| each.common_name.as_deref());
+        let result = self.standing().admit(principal, &asked.client_id, common_name).map(Box::new);
         let allowed = result.is_ok();
         self.answer(asked, result.map_err(|why| (ReasonCode::NotAuthorized, why)));
         allowed
@@ -213,29 +280,6 @@ impl Logins {
         if let Some(asked) = self.waiting.lock().remove(id) {
             self.answer(asked, Err((reason, why.to_owned())));
         }
-    }
-
-    fn grant(&self, asked: &Asked, principal: &Principal) -> Result<Box<Granted>, String> {
-        let Principal { user, tenant, policies, thing, attributes } = principal;
-        let set = self.options.policies.set(policies).map_err(|error| error.to_string())?;
-        let common_name = asked.origin.certificate.as_ref().and_then(|each| each.common_name.as_deref());
-        let value = |variable: &Variable| match variable {
-            Variable::ClientId => Some(&*asked.client_id),
-            Variable::ThingName => Some(thing.as_str()),
-            Variable::CommonName => common_name,
-            Variable::Tenant => Some(tenant.as_str()),
-            Variable::User => Some(user.as_str()),
-            Variable::Attribute(name) => attributes.get(&**name).map(String::as_str),
-        };
-        let grant = set.grant(value).map_err(|error| error.to_string())?;
-        if !grant.may_connect(&asked.client_id) {
-            return Err(format!(
-                "user {user:?} may not connect as {:?}: no statement of its policies {policies:?} allows iot:Connect \
-                 on this client id, or one denies it",
-                asked.client_id
-            ));
-        }
-        Ok(Box::new(Granted::new(grant, user, tenant)))
     }
 
     fn answer(&self, asked: Asked, result: Result<Box<Granted>, (ReasonCode, String)>) {

@@ -50,8 +50,10 @@ mod registry;
 mod reload;
 mod replay;
 mod retained;
+mod review;
 mod session;
 mod sparkplug;
+mod standing;
 mod sys;
 mod tls;
 mod trace;
@@ -78,7 +80,7 @@ pub use limits::{Limit, ListenerLimits};
 pub use listener::{
     ClientCertificates, Failure, ListenerOptions, ListenerStatus, TlsFiles, WebSocketOptions,
 };
-pub use logins::{Certificate, Login, LoginOptions, Logins, Principal};
+pub use logins::{Certificate, Line, Login, LoginOptions, Logins, Principal};
 pub use options::GatewayOptions;
 pub use retained::StoredMessage;
 pub use trace::{Trace, TraceFilter, TraceLine};

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::access::{self, Access};
-use super::clock::{now_us, ticks};
+use super::clock::{TICK_MS, now_us, ticks};
 use super::connection::{Connection, State};
 use super::events::EventKind;
 use super::flapping::Verdict;
@@ -108,6 +108,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     if server_keep_alive {
         keep_alive_s = longest;
     }
+    conn.until = access_ends(conn, lane.tick);
     // Section 3.1.2.10: one and a half times the keep alive.
     conn.silence = ticks(u32::from(keep_alive_s)).saturating_mul(3) / 2;
     let hello = Hello {
@@ -132,6 +133,18 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
             Flow::Join(owner)
         }
     }
+}
+
+/// The tick at which the client's token or its certificate counts no more, whichever is first.
+fn access_ends(conn: &Connection, tick: u32) -> u32 {
+    let token = match conn.access.as_deref() {
+        Some(Access::Granted(granted)) => granted.principal.until_ms,
+        _ => None,
+    };
+    let certificate = conn.socket.as_ref().and_then(|socket| Some(socket.identity()?.until_ms()));
+    let Some(until_ms) = token.into_iter().chain(certificate).min() else { return u32::MAX };
+    let ahead_ms = until_ms.saturating_sub((now_us() / 1000).unsigned_abs());
+    tick.saturating_add(u32::try_from(ahead_ms.div_ceil(TICK_MS)).unwrap_or(u32::MAX))
 }
 
 /// Why a client that connects again and again is refused for a while. Before anybody is asked who it is, since that costs

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::access::{self, Access};
 use super::counters::Counters;
 use super::message::{Message, Outgoing};
 use super::options::GatewayOptions;
@@ -84,6 +85,8 @@ pub(super) struct Wording<'a> {
     pub version: Version,
     /// The client's maximum packet size.
     pub max_packet_bytes: usize,
+    /// What it may receive now, which what waited for it is held against.
+    pub access: &'a mut Option<Box<Access>>,
     pub aliases: Option<&'a mut GivenAliases>,
     /// At most so many messages in flight.
     pub window: usize,
@@ -95,6 +98,12 @@ pub(super) struct Wording<'a> {
 const ALIAS_BYTES: usize = 5;
 
 impl Wording<'_> {
+    fn may_receive(&mut self, topic: &str, counters: &mut Counters) -> bool {
+        let may = access::may_receive(self.access, topic);
+        counters.denied_receive += u64::from(!may);
+        may
+    }
+
     /// Section 3.1.2.11.4: what is larger than the client takes is not sent, as if it had been.
     fn fits(&self, publish: &Publish<'_>) -> bool {
         publish.encoded_len(self.version) <= self.max_packet_bytes
@@ -196,6 +205,10 @@ impl Outbound {
         while self.inflight.len() < wording.window && self.pending() < with.options.outbound_max_bytes {
             let Some(message) = self.queue.pop_front() else { break };
             self.held_bytes -= message.len();
+            // Policies may have changed while it waited.
+            if !wording.may_receive(message.outgoing().topic, with.counters) {
+                continue;
+            }
             let (qos, retain) = (message.qos, message.retain);
             let mut packet_id = None;
             message.send_at(with.tick, |outgoing| {
@@ -244,6 +257,11 @@ impl Outbound {
             match &sent.message {
                 Some(message) if sent.step != Step::Pubcomp => {
                     if at > wording.window {
+                        continue;
+                    }
+                    if !wording.may_receive(message.outgoing().topic, with.counters) {
+                        at -= 1;
+                        self.remove(at);
                         continue;
                     }
                     message.resend_at(with.tick, |outgoing| {

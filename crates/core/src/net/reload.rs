@@ -40,7 +40,7 @@ fn reload(shared: &Shared, listener: &Arc<Listener>) -> Result<(), String> {
     shared.events.add(EventKind::Certificates, "", reason, detail);
     if outcome.is_ok() {
         for inbox in &shared.inboxes {
-            inbox.post(Mail::VerifyAgain(Arc::clone(listener)));
+            inbox.post(Mail::Review(Some(Arc::clone(listener))));
         }
     }
     outcome

@@ -185,6 +185,11 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// Milliseconds since the Unix epoch, UTC, from which the certificate counts no more: it does in its last second.
+    pub fn until_ms(&self) -> u64 {
+        u64::try_from(self.not_after).unwrap_or(0).saturating_add(1).saturating_mul(1000)
+    }
+
     fn of(certificate: &[u8]) -> Result<Identity, Fault> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| {
             Fault::new(

@@ -13,6 +13,7 @@ use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use super::access::Access;
 use super::clock::{TICK_MS, now_us};
 use super::connection::{Connection, State};
 use super::ending::Ending;
@@ -26,6 +27,7 @@ use super::on_connect::on_answer;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::rate::Rates;
+use super::review::Review;
 use super::trace::trace_out;
 use super::transport::Transport;
 use super::watch::{Turn, is_watched};
@@ -71,6 +73,7 @@ pub(super) struct Worker {
     /// Reads that found something.
     reads: u64,
     mail: Vec<Mail>,
+    pub(super) review: Review,
     pub(super) stop: Option<Instant>,
 }
 
@@ -93,6 +96,7 @@ impl Worker {
             unpaused: 0,
             buffer: vec![0; READ_BYTES],
             mail: Vec::new(),
+            review: Review::default(),
             stop: None,
         }
     }
@@ -131,6 +135,7 @@ impl Worker {
             self.lane.show();
             self.flush_dirty();
             self.expire();
+            self.go_on_reviewing();
             self.lane.show();
             if self.stop.is_some_and(|deadline| self.may_stop(deadline)) {
                 return self.close_all();
@@ -156,7 +161,7 @@ impl Worker {
     /// Whether the next pass has something to do, whatever happens meanwhile.
     fn has_work(&self) -> bool {
         let left = !self.ready.is_empty() || !self.behind.is_empty() || !self.accepted.is_empty();
-        left || self.lane.replays.ready
+        left || self.lane.replays.ready || self.review.is_under_way()
     }
 
     /// Waits until a pass has something to do.
@@ -224,9 +229,12 @@ impl Worker {
                 Mail::RetainedLoaded => {}
                 Mail::Join(conn) => {
                     self.lane.counters.sockets += 1;
+                    if let Some(Access::Granted(granted)) = conn.access.as_deref() {
+                        self.review_late(granted);
+                    }
                     self.join(*conn);
                 }
-                Mail::VerifyAgain(listener) => self.verify_again(&listener),
+                Mail::Review(listener) => self.begin_review(listener),
                 Mail::Ask(question) => self.answer(*question),
                 Mail::Answered(answer) => self.answered(*answer),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
@@ -430,6 +438,9 @@ impl Worker {
 
     /// Goes on with a CONNECT whose answer has come, and with what came behind it.
     fn answered(&mut self, answer: Answer) {
+        if let Ok(granted) = &answer.result {
+            self.review_late(granted);
+        }
         let slot = answer.conn.slot;
         let conn = self.conns.get_mut(slot as usize);
         let Some(conn) = conn.filter(|conn| conn.generation == answer.conn.generation) else { return };

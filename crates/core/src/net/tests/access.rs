@@ -15,7 +15,7 @@ const POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [
     {"Effect": "Deny", "Action": "iot:Receive", "Resource": "topic/t/*/secret"},
     {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": "topicfilter/t/${tenant}/*"}]}"#;
 
-fn guarded() -> (Fixture, Arc<Logins>) {
+pub(super) fn guarded() -> (Fixture, Arc<Logins>) {
     let logins = Arc::new(Logins::new(LoginOptions {
         max_waiting: 3,
         max_waiting_bytes: 10_000,
@@ -26,7 +26,7 @@ fn guarded() -> (Fixture, Arc<Logins>) {
     (fixture, logins)
 }
 
-fn principal() -> Principal {
+pub(super) fn principal() -> Principal {
     Principal {
         user: "u".to_owned(),
         tenant: "acme".to_owned(),
@@ -36,7 +36,7 @@ fn principal() -> Principal {
 }
 
 /// The next login that waits.
-fn next(logins: &Logins) -> Login {
+pub(super) fn next(logins: &Logins) -> Login {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(login) = logins.take(1, Duration::from_millis(50)).pop() {
@@ -47,7 +47,7 @@ fn next(logins: &Logins) -> Login {
 }
 
 /// The code of the CONNACK.
-fn connack(client: &mut Client) -> u8 {
+pub(super) fn connack(client: &mut Client) -> u8 {
     let received = client.receive();
     match received.packet() {
         Packet::Connack(connack) => connack.code,
@@ -56,7 +56,7 @@ fn connack(client: &mut Client) -> u8 {
 }
 
 /// A client that has been let in.
-fn admitted(fixture: &Fixture, logins: &Logins, version: Version, client_id: &str) -> Client {
+pub(super) fn admitted(fixture: &Fixture, logins: &Logins, version: Version, client_id: &str) -> Client {
     let mut client = fixture.raw();
     client.send_connect(&connect(version, client_id));
     assert!(logins.allow(next(logins).id, &principal()));

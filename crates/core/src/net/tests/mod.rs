@@ -7,6 +7,7 @@ mod connecting;
 mod exactly_once;
 mod faults;
 mod inspecting;
+mod lifetimes;
 mod limits;
 mod publishing;
 mod retained;

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
@@ -26,6 +27,11 @@ struct Pki {
 
 impl Pki {
     fn new() -> Pki {
+        Pki::lasting(Duration::from_secs(365 * 86_400))
+    }
+
+    /// life: of the certificates
+    fn lasting(life: Duration) -> Pki {
         let directory = TempDir::new().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -40,6 +46,7 @@ impl Pki {
             let mut params = CertificateParams::new([name.to_owned()]).unwrap();
             params.distinguished_name.push(DnType::CommonName, name);
             params.extended_key_usages = vec![usage];
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + UNIX_EPOCH.elapsed().unwrap() + life;
             let certificate = params.signed_by(&key, &ca).unwrap();
             std::fs::write(directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
             std::fs::write(directory.path().join(format!("{name}-key.pem")), key.serialize_pem()).unwrap();
@@ -288,6 +295,31 @@ fn a_client_over_tls_is_served_and_a_handshake_that_does_not_end_is_closed() {
     fixture.clock.advance(Duration::from_secs(12));
     assert!(silent.try_receive().is_none());
     assert_eq!(failures(&fixture, "mqtts"), [(Failure::Timeout, 1)]);
+}
+
+#[test]
+fn a_connection_ends_with_the_certificate_of_its_client() {
+    let pki = Pki::lasting(Duration::from_secs(3600));
+    let fixture = Fixture::with(|options| {
+        options.listeners.push(ListenerOptions { tls: Some(pki.files(true)), ..listener("mqtts") });
+    });
+    let socket = TcpStream::connect(address(&fixture, "mqtts")).unwrap();
+    let mut stream = StreamOwned::new(pki.client(true, &rustls::version::TLS13), socket);
+    let mut packet = Vec::new();
+    connect(Version::V5, "secure").encode(&mut packet);
+    stream.write_all(&packet).unwrap();
+    fixture.until("it is connected", |counters| counters.connections == 1);
+    let mut plain = fixture.v5("plain");
+    fixture.clock.advance(Duration::from_secs(3590));
+    plain.ping();
+    assert_eq!(fixture.gateway().counters().connections, 2);
+    fixture.clock.advance(Duration::from_secs(20));
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    let disconnect = rest.windows(3).position(|bytes| bytes[0] == 0xe0 && bytes[2] == 0xa0);
+    assert!(disconnect.is_some(), "{rest:02x?}");
+    plain.ping();
+    fixture.until("it is counted", |counters| counters.access_expired == 1);
 }
 
 #[test]
