@@ -14,7 +14,7 @@ pub(super) const PUBLISH_DENIED: &str = "no policy of the client allows iot:Publ
 pub(super) enum Access {
     /// The CONNECT waits for its answer, under this number in [`super::logins`].
     Asked(u64),
-    Granted(Granted),
+    Granted(Box<Granted>),
 }
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Granted {
 
 /// Whether the connection may publish. Also asked for its will.
 #[inline]
-pub(super) fn may_publish(access: &mut Option<Box<Access>>, topic: &str, retain: bool) -> bool {
+pub(super) fn may_publish(access: &mut Option<Access>, topic: &str, retain: bool) -> bool {
     let Some(granted) = granted(access) else { return access.is_none() };
     if granted.grant.allows_all(Action::Publish)
         && (!retain || granted.grant.allows_all(Action::RetainPublish))
@@ -63,7 +63,7 @@ pub(super) fn may_publish(access: &mut Option<Box<Access>>, topic: &str, retain:
     granted.published.decide(topic, retain, || grant.may_publish(topic, retain))
 }
 
-pub(super) fn may_subscribe(access: &mut Option<Box<Access>>, filter: &str) -> bool {
+pub(super) fn may_subscribe(access: &mut Option<Access>, filter: &str) -> bool {
     match granted(access) {
         Some(granted) => granted.grant.may_subscribe(filter),
         None => access.is_none(),
@@ -71,15 +71,15 @@ pub(super) fn may_subscribe(access: &mut Option<Box<Access>>, filter: &str) -> b
 }
 
 #[inline]
-pub(super) fn may_receive(access: &mut Option<Box<Access>>, topic: &str) -> bool {
+pub(super) fn may_receive(access: &mut Option<Access>, topic: &str) -> bool {
     let Some(granted) = granted(access) else { return access.is_none() };
     let grant = &granted.grant;
     grant.allows_all(Action::Receive) || granted.received.decide(topic, false, || grant.may_receive(topic))
 }
 
 /// Why a filter is refused, for the operator.
-pub(super) fn subscribe_denied(access: &Option<Box<Access>>, filter: &str) -> String {
-    let who = match access.as_deref() {
+pub(super) fn subscribe_denied(access: &Option<Access>, filter: &str) -> String {
+    let who = match access.as_ref() {
         Some(Access::Granted(granted)) => {
             let Principal { user, tenant, .. } = &granted.principal;
             if tenant.is_empty() {
@@ -94,8 +94,8 @@ pub(super) fn subscribe_denied(access: &Option<Box<Access>>, filter: &str) -> St
 }
 
 /// Whether both connections are the same user's, or anonymous.
-pub(super) fn same_user(one: &Option<Box<Access>>, other: &Option<Box<Access>>) -> bool {
-    match (one.as_deref(), other.as_deref()) {
+pub(super) fn same_user(one: &Option<Access>, other: &Option<Access>) -> bool {
+    match (one, other) {
         (None, None) => true,
         (Some(Access::Granted(one)), Some(Access::Granted(other))) => {
             let (one, other) = (&one.principal, &other.principal);
@@ -106,8 +106,8 @@ pub(super) fn same_user(one: &Option<Box<Access>>, other: &Option<Box<Access>>) 
 }
 
 #[inline]
-fn granted(access: &mut Option<Box<Access>>) -> Option<&mut Granted> {
-    match access.as_deref_mut() {
+fn granted(access: &mut Option<Access>) -> Option<&mut Granted> {
+    match access.as_mut() {
         Some(Access::Granted(granted)) => Some(granted),
         _ => None,
     }
@@ -136,11 +136,11 @@ mod tests {
     use super::*;
     use crate::policy::Policy;
 
-    fn access(statement: &str) -> Option<Box<Access>> {
+    fn access(statement: &str) -> Option<Access> {
         let json = format!(r#"{{"Version": "2012-10-17", "Statement": [{statement}]}}"#);
         let policies = Arc::new(Policies::new(vec![Policy::parse("p", &json).unwrap()]));
         let grant = policies.set(&["p".to_owned()]).unwrap().grant(|_| Some("acme")).unwrap();
-        Some(Box::new(Access::Granted(Granted::new(grant, Principal::default(), 1, policies))))
+        Some(Access::Granted(Box::new(Granted::new(grant, Principal::default(), 1, policies))))
     }
 
     #[test]
@@ -148,7 +148,7 @@ mod tests {
         let mut anonymous = None;
         assert!(may_publish(&mut anonymous, "a", true));
         assert!(may_subscribe(&mut anonymous, "#") && may_receive(&mut anonymous, "a"));
-        let mut waits = Some(Box::new(Access::Asked(1)));
+        let mut waits = Some(Access::Asked(1));
         assert!(!may_publish(&mut waits, "a", false));
         assert!(!may_subscribe(&mut waits, "a") && !may_receive(&mut waits, "a"));
     }

@@ -85,7 +85,7 @@ pub(super) struct Connection {
     /// Of the CONNACK, milliseconds since the Unix epoch.
     pub since_ms: u64,
     /// What it may do; none: everything.
-    pub access: Option<Box<Access>>,
+    pub access: Option<Access>,
     pub client_id: Box<str>,
     /// Bytes of a packet that has not ended.
     pub partial: Vec<u8>,

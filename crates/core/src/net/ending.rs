@@ -103,7 +103,7 @@ impl Worker {
         }
         let lane = &mut self.lane;
         if let (Some(Access::Asked(number)), Some(logins)) =
-            (conn.access.as_deref(), &lane.shared.options.logins)
+            (conn.access.as_ref(), &lane.shared.options.logins)
         {
             logins.forget(*number);
         }

@@ -284,7 +284,7 @@ impl Worker {
 }
 
 fn summary(conn: &Connection) -> ClientSummary {
-    let (user, tenant) = match conn.access.as_deref() {
+    let (user, tenant) = match conn.access.as_ref() {
         Some(Access::Granted(granted)) => (granted.principal.user.clone(), granted.principal.tenant.clone()),
         _ => (String::new(), String::new()),
     };
