@@ -18,7 +18,7 @@ _JOINED_ROWS = 8_192
 
 #: The log's ids of the keys, kept beside the rows in memory: how the rows of one device are found without reading them
 #: all. First, because DuckDB counts rows by reading the first column, and no other is so short.
-KEY: Final = pa.field("_key", pa.uint32())
+KEY: Final = pa.field("_key", pa.uint32(), nullable=False)
 
 
 class Tail:

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headwater.log.embedded import EmbeddedLog
@@ -59,6 +59,7 @@ def test_the_keys_of_a_query(sql: str, params: list[Any], expected: set[str] | N
     assert not prune.keys(checked, {}, params)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), max_size=5), max_size=5), st.sets(st.integers(0, 5), max_size=3))
 def test_rows_of_keys_are_those_rows(batches: list[list[int]], ids: set[int]) -> None:
     schema = pa.schema([KEY, ("at", pa.int64())])
