@@ -64,6 +64,9 @@ class Log:
         raises: ConfigError when the columns cannot serve; LogError
         """
 
+    def dedupe_end(self, stream: int) -> None:
+        """From now on rows of this stream are stored however often they come."""
+
     def dedupe_stats(self, stream: int) -> dict[str, int]:
         """`duplicates` left out and `evicted` keys since the start, `keys` in memory; zeros without `dedupe`."""
 
@@ -203,6 +206,13 @@ class Gateway:
 
     def retained_loaded(self) -> None:
         """All of them have come: subscriptions that wait for retained messages get theirs."""
+
+    def rebind(self, log: Log, added: list[dict[str, Any]], removed: list[str]) -> None:
+        """Fills these streams from now on, `added` (declared as for the start) in place of their namesakes, and no more
+        those `removed`; returns once every thread does.
+
+        raises: ConfigError, and nothing has changed; LogFullError: a thread changes as soon as the log takes its turn
+        """
 
     def counters(self) -> dict[str, Any]:
         """Counters as integers, one balanced snapshot; `refused_connections` and `ended_connections` by reason."""

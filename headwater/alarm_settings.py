@@ -160,6 +160,7 @@ class AlarmSettings(Section):
         300_000_000, description="Rows whose event time is further ahead of their arrival do not move time."
     )
     max_keys: int = Field(1_000_000, gt=0, description="Keys remembered; further ones are not watched.")
+    paused: bool = Field(False, description="Judges nothing; its instances stay as they are.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -18,9 +18,12 @@ import pyarrow as pa
 
 from headwater.errors import (
     AlarmStateError,
+    ConfigError,
+    ConflictError,
     HeadwaterError,
     LogFullError,
     NotFoundError,
+    OutdatedError,
     QueryLimitError,
     RecordError,
     ShadowError,
@@ -33,6 +36,9 @@ _ARROW = "application/vnd.apache.arrow.stream"
 _ID_LENGTH = 24
 _RAISES = {
     "AlarmStateError": AlarmStateError,
+    "ConfigError": ConfigError,
+    "ConflictError": ConflictError,
+    "OutdatedError": OutdatedError,
     "SqlError": SqlError,
     "RecordError": RecordError,
     "NotFoundError": NotFoundError,
@@ -158,6 +164,54 @@ class Client:
         answer: dict[str, Any] = self._request("POST", path).json()
         return answer
 
+    def objects(self, **filters: str) -> list[dict[str, Any]]:
+        """Streams, queries, alarms and routes with version, owner, state and definition; filters: kind."""
+        return self._list("/api/v1/objects", filters)
+
+    def object(self, kind: str, name: str) -> dict[str, Any]:
+        """One of them. raises: NotFoundError"""
+        return self._json(_object(kind, name))
+
+    def put_object(
+        self, kind: str, name: str, definition: Mapping[str, Any], who: str, version: int | None = None
+    ) -> dict[str, Any]:
+        """Makes it, or changes it to this definition: `changes`, `in_effect`.
+
+        version: that it must have, 0 for none; None: any
+        raises:  ConfigError, ConflictError, OutdatedError
+        """
+        match = {} if version is None else {"If-Match": f'"{version}"'}
+        if version == 0:
+            match = {"If-None-Match": "*"}
+        return self._change("PUT", _object(kind, name), who, match, json=definition)
+
+    def change_object(
+        self, kind: str, name: str, action: str, who: str, version: int | None = None
+    ) -> dict[str, Any]:
+        """action: delete, pause, resume or purge. raises: NotFoundError, ConfigError, ConflictError, OutdatedError"""
+        match = {} if version is None else {"If-Match": f'"{version}"'}
+        if action == "delete":
+            return self._change("DELETE", _object(kind, name), who, match)
+        return self._change("POST", f"{_object(kind, name)}/{action}", who, match, json={})
+
+    def object_changes(self, **filters: str) -> list[dict[str, Any]]:
+        """Who changed what, newest first; filters: kind, name, limit, before."""
+        return self._list("/api/v1/objects/changes", filters)
+
+    def plan(self, sections: Mapping[str, Any]) -> dict[str, Any]:
+        """What applying these sections of a file would do: `revision`, `changes`. raises: ConfigError, ConflictError"""
+        answer: dict[str, Any] = self._request("POST", "/api/v1/plan", json=sections).json()
+        return answer
+
+    def apply(self, sections: Mapping[str, Any], who: str, revision: int | None = None) -> dict[str, Any]:
+        """Does it, all or nothing. revision: of the plan. raises: OutdatedError, ConfigError, ConflictError"""
+        match = {} if revision is None else {"If-Match": f'"{revision}"'}
+        return self._change("POST", "/api/v1/apply", who, match, json=sections)
+
+    def export(self) -> dict[str, Any]:
+        """Everything that is declared, as sections of a file."""
+        return self._json("/api/v1/export")
+
     def streams(self) -> list[dict[str, Any]]:
         """Streams and query results with their columns."""
         return self._list("/api/v1/streams", {})
@@ -247,6 +301,13 @@ class Client:
         ).json()
         return answer
 
+    def _change(
+        self, method: str, path: str, who: str, headers: Mapping[str, str], **body: Any
+    ) -> dict[str, Any]:
+        response = self._request(method, path, params={"who": who}, headers=headers, **body)
+        answer: dict[str, Any] = response.json()
+        return answer
+
     def _json(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = self._request("GET", path, params=params).json()
         return answer
@@ -274,3 +335,7 @@ class Client:
         if body.get("title") == "SqlError":
             raise SqlError(detail, body.get("position"))
         raise _RAISES.get(body.get("title", ""), HeadwaterError)(detail)
+
+
+def _object(kind: str, name: str) -> str:
+    return f"/api/v1/objects/{quote(kind, safe='')}/{quote(name, safe='')}"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headwater import budget, exposure
@@ -35,7 +35,7 @@ from headwater.listeners import (
     WssSettings,
     listeners,
 )
-from headwater.notify_settings import NotifySettings, RouteSettings
+from headwater.notify_settings import NotifySettings, RouteSettings, named
 from headwater.records import NAME, OWN_TABLES
 from headwater.security import POLICY_NAME, AuthSettings, PolicySettings
 
@@ -233,6 +233,21 @@ class ShadowSettings(Section):
     max_document_bytes: int = Field(8 << 10, gt=0, description="Largest state document; AWS has 8 KB.")
 
 
+class RegistrySettings(Section):
+    """Streams, queries, alarms and routes that change while Headwater runs; bounds count those of the file, too."""
+
+    max_streams: int = Field(
+        4_096, ge=0, le=60_000, description="Streams, deleted ones with a table included."
+    )
+    max_queries: int = Field(1_024, ge=0, description="Queries, deleted ones with a table included.")
+    max_alarms: int = Field(10_000, ge=0, le=30_000, description="Alarms.")
+    max_routes: int = Field(1_000, ge=0, description="Routes of notifications.")
+    max_definition_bytes: int = Field(64 << 10, gt=0, description="Length of one definition as JSON.")
+    max_changes: int = Field(
+        100_000, gt=0, description="Changes kept in the history; older ones are dropped."
+    )
+
+
 class SystemSettings(Section):
     """What concerns Headwater itself."""
 
@@ -271,12 +286,45 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     shadow: ShadowSettings = ShadowSettings()
     system: SystemSettings = SystemSettings()
+    registry: RegistrySettings = RegistrySettings()
     streams: dict[str, StreamSettings] = Field(default_factory=dict)
     queries: dict[str, QuerySection] = Field(default_factory=dict)
     alarms: dict[str, AlarmSettings] = Field(default_factory=dict)
     notify: dict[str, NotifySettings] = Field(default_factory=dict)
     routes: list[RouteSettings] = Field(default_factory=list)
     policies: dict[str, PolicySettings] = Field(default_factory=dict)
+    _source: str = PrivateAttr("the configuration")
+
+    @property
+    def source(self) -> str:
+        """Where the settings come from, for messages: the file's path."""
+        return self._source
+
+    def __eq__(self, other: object) -> bool:
+        """Where they come from makes no difference."""
+        return isinstance(other, Settings) and dict(self) == dict(other)
+
+    def __hash__(self) -> int:
+        return hash(self.data_dir)
+
+    def with_objects(
+        self,
+        streams: Mapping[str, Any],
+        queries: Mapping[str, Any],
+        alarms: Mapping[str, Any],
+        routes: Sequence[Any],
+    ) -> Self:
+        """These settings with other streams, queries, alarms and routes: sections, or values as in a file.
+
+        raises: ConfigError with one line per mistake
+        """
+        sections = {"streams": streams, "queries": queries, "alarms": alarms, "routes": routes}
+        try:
+            made = type(self)(**dict(self) | sections)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+        made._source = self._source
+        return made
 
     @property
     def listeners(self) -> list[ListenerSettings]:
@@ -351,6 +399,9 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is both a stream and a query; a table has one owner")
             if name in OWN_TABLES:
                 raise ValueError(f"{name!r} is a table of the product; choose another name")
+        for name in named(self.routes):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"routes: {name!r}: a name is lower-case letters, digits and _, at most 63")
         for name, alarm in self.alarms.items():
             if alarm.on not in tables:
                 raise ValueError(
@@ -432,15 +483,24 @@ def load(
             values["admin_token"] = value
         elif name.startswith("HEADWATER_") and ("__" in name or name == "HEADWATER_DATA_DIR"):
             _put(values, name.removeprefix("HEADWATER_").lower().split("__"), _scalar(value), name)
+    values = overridden(values, overrides)
+    try:
+        settings = Settings(**values).within_budget()
+    except ValidationError as error:
+        raise ConfigError(explain(error, f"{path if path else 'configuration'}: ")) from None
+    if path is not None:
+        settings._source = str(path)
+    return settings
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values with others in their place, written `section.key=value`. raises: ConfigError"""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override!r}: write section.key=value")
         _put(values, key.strip().split("."), _scalar(value.strip()), f"--set {key}")
-    try:
-        return Settings(**values).within_budget()
-    except ValidationError as error:
-        raise ConfigError(_explain(error, str(path) if path else "configuration")) from None
+    return values
 
 
 def _put(values: dict[str, Any], path: list[str], value: object, source: str) -> None:
@@ -466,19 +526,21 @@ def _nearest(wrong: str, known: Sequence[str]) -> str:
     return f"; there are {sorted(known)}" if known else ""
 
 
-def _explain(error: ValidationError, source: str) -> str:
+def explain(error: ValidationError, source: str = "", within: tuple[int | str, ...] = ()) -> str:
+    """One line per mistake: key, value found, remedy. within: the section that was validated"""
     lines = []
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        place = within + problem["loc"]
+        path = ".".join(str(part) for part in place) or ("configuration" if source else "")
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
-            message = f"unknown key{_nearest(str(problem['loc'][-1]), known)}"
+            known = _known_keys(place[:-1])
+            message = f"unknown key{_nearest(str(place[-1]), known)}"
         elif problem["type"] == "missing":
             message = "is required"
         elif problem["loc"] and not isinstance(problem["input"], (dict, SecretStr)):
             message = f"{message} (found {problem['input']!r})"
-        lines.append(f"{source}: {path}: {message}")
+        lines.append(f"{source}{path}: {message}" if path else message)
     return "\n".join(lines)
 
 

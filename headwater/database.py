@@ -238,6 +238,40 @@ LEDGER = sa.Table(
 )
 
 
+#: Streams, queries, alarms and routes as they are now. owner: `file` or `api`. A stream or query that was deleted stays
+#: as long as its table. latest_by: of a query's table, JSON list.
+OBJECTS = sa.Table(
+    "objects",
+    METADATA,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.Column("latest_by", sa.Text),
+    sa.Column("changed_at", sa.BigInteger, nullable=False),
+    sa.Column("changed_by", sa.Text, nullable=False),
+)
+
+#: Who changed what, when, from which version to which. One transaction is one revision.
+OBJECT_CHANGES = sa.Table(
+    "object_changes",
+    METADATA,
+    sa.Column("revision", sa.BigInteger, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("from_version", sa.Integer),
+    sa.Column("to_version", sa.Integer, nullable=False),
+    sa.Column("definition", sa.Text),
+    sa.Column("effect", sa.Text, nullable=False),
+    sa.Index("object_changes_of", "kind", "name", "to_version"),
+)
+
+
 def _create_all(connection: sa.Connection) -> None:
     METADATA.create_all(connection)
 
@@ -267,6 +301,7 @@ MIGRATIONS: Final = (
     _add_what_is_missing,  # incidents, escalation, digests
     _add_what_is_missing,  # books of captured levels
     _add_what_is_missing,  # retained messages
+    _add_what_is_missing,  # objects that change while Headwater runs
 )
 
 
@@ -352,6 +387,14 @@ def register(connection: sa.Connection, name: str, columns: Sequence[Column], ke
         found = max(connection.scalar(sa.select(sa.func.max(SCHEMAS.c.id))) or 0, FIRST_USER_STREAM - 1) + 1
         connection.execute(sa.insert(SCHEMAS).values(id=found, stream=stream, columns=text, key=key))
     return Schema(found, stream, name, tuple(columns), key)
+
+
+def retire(connection: sa.Connection, name: str) -> None:
+    """Nothing has this name any more: whoever takes it next is another stream, whose columns may have other types."""
+    stream = connection.scalar(sa.select(STREAMS.c.id).where(STREAMS.c.name == name))
+    if stream is not None:
+        connection.execute(sa.update(STREAMS).where(STREAMS.c.id == stream).values(name=f"{name}~{stream}"))
+        connection.execute(sa.delete(LEDGER).where(LEDGER.c.stream == stream))
 
 
 def schemas(connection: sa.Connection) -> list[Schema]:

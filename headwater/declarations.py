@@ -8,8 +8,9 @@ Durations are written `250ms`, `10s`, `5m`, `1h`, `7d`.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -21,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from headwater import protobuf as protobuf_messages
 from headwater.records import NAME, ColumnType
@@ -43,6 +45,25 @@ def parse_duration_us(text: object) -> object:
     return round(float(match[1]) * _UNIT_US[match[2]])
 
 
+def format_duration(us: int) -> str:
+    """A duration as it is written, in the largest unit that divides it.
+
+    >>> format_duration(90_000_000), format_duration(1_500)
+    ('90s', '1.5ms')
+    """
+    for unit, size in reversed(_UNIT_US.items()):
+        if us >= size and us % size == 0:
+            return f"{us // size}{unit}"
+    return f"{Decimal(us) / 1000}ms" if us else "0s"
+
+
+def is_duration(field: FieldInfo) -> bool:
+    """Whether a field of a section is a duration, or may be one."""
+    inner = (getattr(part, "__metadata__", ()) for part in get_args(field.annotation))
+    parts = [*field.metadata, *(each for found in inner for each in found)]
+    return any(getattr(part, "func", None) is parse_duration_us for part in parts)
+
+
 #: A duration in microseconds.
 DurationUs = Annotated[int, BeforeValidator(parse_duration_us), Field(ge=0)]
 
@@ -51,6 +72,26 @@ class Section(BaseModel):
     """A section of the configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def written(self) -> dict[str, Any]:
+        """The section as a TOML file has it, without what is the default; equal sections are written alike."""
+        found = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                key = field.alias or name
+                found[key] = format_duration(value) if is_duration(field) else _plain(value)
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.written()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, (str, Path)) else value
 
 
 class FieldSettings(Section):
@@ -159,6 +200,7 @@ class StreamSettings(Section):
     books: list[str] = Field(
         default_factory=list, description="Captured levels whose values have books of their own, by row."
     )
+    paused: bool = Field(False, description="Takes no messages; its table stays as it is.")
 
     @property
     def captures(self) -> list[str]:
@@ -174,6 +216,17 @@ class StreamSettings(Section):
         if "device" in names:
             return "device"
         return self.captures[-1] if self.captures else None
+
+    def written(self) -> dict[str, Any]:
+        found = super().written()
+        if found.pop("infer", False):
+            found["fields"] = "infer"
+        for name, field in (found["fields"] if isinstance(found["fields"], dict) else {}).items():
+            if field.get("path", name) == name:
+                found["fields"][name] = field["type"]
+        if "unit" not in found.get("time", {"unit": None}):
+            found["time"] = found["time"]["path"]
+        return found
 
     @model_validator(mode="before")
     @classmethod
@@ -267,3 +320,4 @@ class QuerySection(Section):
 
     sql: str
     late: Literal["amend", "drop"] | None = Field(None, description="Overrides the stream's late policy.")
+    paused: bool = Field(False, description="Reads nothing; its table stays as it is.")

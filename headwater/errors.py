@@ -14,6 +14,8 @@
     ├── StoreError           the table store
     ├── NotFoundError        a stream, alarm, dead letter or shadow that does not exist
     ├── TraceError           a trace that cannot begin: no filter, or too many run
+    ├── ConflictError        a change of an object that is not allowed as things are
+    ├── OutdatedError        a change of an object, or a plan, that somebody else has changed since
     ├── AlarmStateError      an action that an alarm's state does not allow
     └── ShadowError          a refused shadow request, with the AWS error code
 
@@ -84,6 +86,14 @@ class NotFoundError(HeadwaterError):
 
 class TraceError(HeadwaterError):
     """A trace that cannot begin."""
+
+
+class ConflictError(HeadwaterError):
+    """A change of a stream, query, alarm or route that is not allowed as things are."""
+
+
+class OutdatedError(HeadwaterError):
+    """The object or plan is not what it was when the change was asked for."""
 
 
 class AlarmStateError(HeadwaterError):

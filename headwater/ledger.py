@@ -69,13 +69,25 @@ class Ledger:
         schemas: Mapping[str, Schema],
         clock: Callable[[], int],
     ) -> None:
-        self._store = store
+        self._log, self._database, self._store = log, database, store
         self._clock = clock
-        self._books = {
-            name: _Book(log, database, store, schemas[name], tuple(stream.books))
-            for name, stream in streams.items()
-            if stream.books
-        }
+        self._books: dict[str, _Book] = {}
+        self.change(streams, schemas)
+
+    def change(self, streams: Mapping[str, StreamSettings], schemas: Mapping[str, Schema]) -> None:
+        """Counts for these streams from now on, between two steps; books of levels that stay go on."""
+        books = {}
+        for name, stream in streams.items():
+            if not stream.books:
+                continue
+            levels, known = tuple(stream.books), self._books.get(name)
+            if known is not None and known.columns == levels:
+                books[name] = known
+            else:
+                books[name] = _Book(self._log, self._database, self._store, schemas[name], levels)
+        for book in set(self._books.values()) - set(books.values()):
+            book.forget()
+        self._books = books
 
     def step(self) -> bool:
         """Counts what the store has read meanwhile; False when that was nothing."""
@@ -103,7 +115,7 @@ class _Book:
         self, log: Log, database: Database, store: Store, schema: Schema, columns: tuple[str, ...]
     ) -> None:
         self.schema = schema
-        self._log, self._database, self._store, self._columns = log, database, store, columns
+        self._log, self._database, self._store, self.columns = log, database, store, columns
         self._lock = threading.Lock()
         # With other levels the books are opened anew.
         self._name = READER + ",".join(sorted(columns))
@@ -111,6 +123,8 @@ class _Book:
         with database.read() as connection:
             self._at: Offsets = load_offsets(connection, self._name, schema.stream)
             rows = connection.execute(sa.select(LEDGER).where(LEDGER.c.stream == schema.stream)).all()
+        if any(at < first for at, first in zip(self._at, log.start(schema.stream), strict=False)):
+            self._at = ()  # not counted for a time in which the log went on
         for row in rows if self._at else ():
             self._counts[row.level][row.value] = row.rows
         self._committed = self._at
@@ -153,7 +167,7 @@ class _Book:
         ends = np.array(end, np.uint64)[batch.column("_partition").to_numpy()]
         below = batch.column("_offset").to_numpy() < ends
         counted = batch if below.all() else batch.filter(pa.array(below))
-        for column in self._columns:
+        for column in self.columns:
             self._add(column, counts.values(counted.column(column)))
         return None if below.all() else batch.filter(pa.array(~below))
 
@@ -175,21 +189,30 @@ class _Book:
                 for value, count in known.items()
             ]
             with self._database.begin() as connection:
-                stream = self.schema.stream
-                connection.execute(sa.delete(LEDGER).where(LEDGER.c.stream == stream))
-                connection.execute(
-                    sa.delete(OFFSETS).where(OFFSETS.c.stream == stream, OFFSETS.c.reader.startswith(READER))
-                )
+                self._clear(connection)
                 if rows:
                     connection.execute(sa.insert(LEDGER), rows)
-                save_offsets(connection, self._name, stream, self._at)
+                save_offsets(connection, self._name, self.schema.stream, self._at)
             self._committed, self._committed_us = self._at, now_us or 0
             self._log.hold(self._name, self.schema.stream, self._at)
+
+    def forget(self) -> None:
+        """Ends the books: the log needs to keep nothing for them, and others begin with an opening balance."""
+        with self._database.begin() as connection:
+            self._clear(connection)
+        self._log.release(self._name, self.schema.stream)
+
+    def _clear(self, connection: sa.Connection) -> None:
+        stream = self.schema.stream
+        connection.execute(sa.delete(LEDGER).where(LEDGER.c.stream == stream))
+        connection.execute(
+            sa.delete(OFFSETS).where(OFFSETS.c.stream == stream, OFFSETS.c.reader.startswith(READER))
+        )
 
     def accounts(self) -> dict[str, dict[str, LevelAccount]]:
         with self._lock:
             # Not below what is counted: rows that are durable are read by the store first.
-            held = self._store.count_by(self.schema.name, self._columns)
+            held = self._store.count_by(self.schema.name, self.columns)
             self._count(held.offsets)
             found: dict[str, dict[str, LevelAccount]] = {}
             for column, known in self._counts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
@@ -58,6 +59,13 @@ class EscalationSettings(Section):
 class RouteSettings(Section):
     """Who is told of alarms with certain labels, in steps; the first route that matches counts."""
 
+    name: str | None = Field(
+        None,
+        description="By which it is changed; absent: `route_1`, `route_2`, ... by its place in the file.",
+    )
+    order: int | None = Field(
+        None, ge=0, description="Routes are asked in ascending order; absent: its place in the file."
+    )
     match: Annotated[list[str], BeforeValidator(_matchers)] = Field(
         default_factory=list,
         description='Labels: `{ severity = "critical", device = "pump-*" }`, or a list such as `["site!=test"]`; '
@@ -65,6 +73,7 @@ class RouteSettings(Section):
     )
     steps: list[EscalationSettings] = Field(min_length=1, description="Each with `after` and `to`.")
     continue_: bool = Field(False, alias="continue", description="Whether later routes that match count too.")
+    paused: bool = Field(False, description="Not asked.")
 
     @model_validator(mode="after")
     def _in_order(self) -> RouteSettings:
@@ -72,6 +81,22 @@ class RouteSettings(Section):
         if afters != sorted(set(afters)):
             raise ValueError("steps: each must come later than the one before it")
         return self
+
+
+def named(routes: Sequence[RouteSettings], prefix: str = "file_route") -> dict[str, RouteSettings]:
+    """Routes by name, in the order in which they are asked.
+
+    prefix: of the names of those without
+    raises: ValueError: two have one name
+    """
+    found: dict[str, RouteSettings] = {}
+    for place, route in enumerate(routes, 1):
+        name = route.name if route.name is not None else f"{prefix}_{place}"
+        if name in found:
+            raise ValueError(f"routes: two routes have the name {name!r}")
+        order = route.order if route.order is not None else place
+        found[name] = route.model_copy(update={"name": name, "order": order})
+    return dict(sorted(found.items(), key=lambda each: each[1].order or 0))
 
 
 def sections() -> list[tuple[str, Any]]:

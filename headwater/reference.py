@@ -16,12 +16,12 @@ from headwater.declarations import (
     QuerySection,
     StreamSettings,
     TimeSettings,
+    format_duration,
+    is_duration,
 )
 from headwater.listeners import ListenerSettings
 from headwater.notify_settings import NotifySettings
 from headwater.security import PolicySettings
-
-_UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000))
 
 EXAMPLE = """\
 # Readings arrive as JSON on topics such as dt/paris/d1/telemetry; {site} and {device} become columns.
@@ -156,20 +156,10 @@ def _cell(field: FieldInfo) -> str:
 def default(field: FieldInfo) -> str:
     """A field's default as TOML: durations with their unit, sizes as plain numbers."""
     value = field.get_default(call_default_factory=True, validated_data={})
-    if _is_duration(field) and isinstance(value, int):
-        for unit, size in _UNITS:
-            if value % size == 0 and value >= size:
-                return f'"{value // size}{unit}"'
-        return '"0s"'
+    if is_duration(field) and isinstance(value, int):
+        return f'"{format_duration(value)}"'
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if not isinstance(value, (int, float, list)) else str(value)
-
-
-def _is_duration(field: FieldInfo) -> bool:
-    return any(
-        getattr(part, "func", None) is not None and part.func.__name__ == "parse_duration_us"
-        for part in field.metadata
-    )

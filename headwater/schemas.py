@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -43,6 +44,17 @@ class Schemas(Mapping[str, Schema]):
 
     def __len__(self) -> int:
         return len(self._registered)
+
+    def all(self) -> list[Schema]:
+        """Every schema, of one moment."""
+        return [
+            self._log.newest(schema) if name in self._inferring else schema
+            for name, schema in self._registered.items()
+        ]
+
+    def adopt(self, other: Schemas) -> None:
+        """Is `other` from now on, for whoever holds it."""
+        self._registered, self._inferring = other._registered, other._inferring
 
 
 def stream_columns(stream: StreamSettings) -> tuple[Column, ...]:
@@ -165,6 +177,38 @@ def registered(
     for schema in found.values():
         log.register(schema)
     return Schemas(found, inferring, log), plans
+
+
+def preview(
+    database: db.Database, log: EmbeddedLog, settings: Settings
+) -> tuple[dict[str, Schema], dict[str, Plan]]:
+    """What `registered` would give, without writing anything; the ids of schemas, and of streams to come, are 0.
+
+    raises: ConfigError as `registered`, also when a key would change
+    """
+    with database.read() as connection:
+        known = db.schemas(connection)
+    ids = {schema.name: schema.stream for schema in known if schema.stream >= FIRST_USER_STREAM}
+    keys = {schema.name: schema.key for schema in known}
+    inferred: dict[str, tuple[Column, ...]] = {}
+    for name, stream in settings.streams.items():
+        if stream.infer:
+            fields = log.inferred(ids[name]) if name in ids else []
+            has = tuple(Column(column, ColumnType(type_)) for column, type_, _ in fields)
+            there = {column.name for column in has}
+            missing = [column for column in named_columns(settings, name) if column not in there]
+            inferred[name] = has + tuple(Column(column, ColumnType.DOUBLE) for column in missing)
+    tables, plans = planned(settings, inferred)
+    for name, schema in tables.items():
+        if problem := db.conflict(known, name, schema.columns):
+            raise ConfigError(problem)
+        if keys.get(name, schema.key) != schema.key:
+            raise ConfigError(
+                f"{name!r}: its key would be {schema.key!r} and is {keys[name]!r}, by which its rows are partitioned; "
+                "give the new one another name"
+            )
+        tables[name] = replace(schema, stream=ids.get(name, 0))
+    return tables, plans
 
 
 def _register(

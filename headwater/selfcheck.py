@@ -75,7 +75,7 @@ class SelfCheck:
         clock: Callable[[], int],
         router: Router = history.NO_ROUTES,
     ) -> None:
-        self._router = router
+        self.router = router
         self._database = database
         self._alarms = alarms
         self._clock = clock
@@ -142,7 +142,7 @@ class SelfCheck:
             return
         with self._database.begin() as connection:
             for alarm, transition in self._waiting:
-                history.save(connection, alarm, [transition], {}, now_us, self._router)
+                history.save(connection, alarm, [transition], {}, now_us, self.router)
                 shown = transition.shown
                 firing = Memory(phase=Phase.FIRING, level=1, start=shown, shown=shown)
                 open_ = transition.state is State.FIRING

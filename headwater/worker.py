@@ -35,6 +35,7 @@ class Worker(threading.Thread):
         self._log = log
         self._pace_s = pace_s
         self._stop_asked = threading.Event()
+        self._between = threading.Lock()
         self.failures = 0
         self._error: str | None = None
         #: When its step began, monotonic seconds; None between steps.
@@ -46,7 +47,8 @@ class Worker(threading.Thread):
         while not self._stop_asked.is_set():
             try:
                 self._stepping_since = time.monotonic()
-                busy = self._step()
+                with self._between:
+                    busy = self._step()
                 self.failures, self._error = 0, None
             except Exception as error:
                 # Whatever a service meets, the others go on; its offsets make the next try start where this did.
@@ -63,6 +65,10 @@ class Worker(threading.Thread):
             if not busy:
                 seen = self._log.wait(seen, IDLE_S)
             self._stop_asked.wait(self._pace_s)
+
+    def still(self) -> threading.Lock:
+        """To be held while the service is changed: it is between two steps then."""
+        return self._between
 
     def stop(self) -> None:
         """Asks the thread to end after its current step."""

@@ -26,7 +26,7 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 #: Suffixes by which a quoted word is taken for a path of the repository.
 _FILES = (".py", ".rs", ".md", ".toml", ".c", ".pyi", ".sh", ".txt")
 #: What documents name as paths but users or the product make.
-_MADE = {"headwater.toml", "headwater.db", "run.json"}
+_MADE = {"headwater.toml", "headwater.db", "run.json", "plant.toml", "pumps.toml"}
 
 
 def names(model: type[BaseModel]) -> list[str]:

@@ -85,6 +85,27 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.stop()
 
 
+def test_books_are_opened_and_closed_while_rows_come(bench: Bench) -> None:
+    def keep(*books: str) -> None:
+        bench.ledger.change({"readings": stream(*books)}, {"readings": READINGS})
+
+    bench.append(["a", "b", "a"])
+    assert bench.decoded() == {"a": 2, "b": 1}
+    keep()
+    assert bench.ledger.accounts("readings") == {}
+    bench.append(["b"])
+    bench.store.flush()
+    bench.append(["c"])
+    keep("site")
+    assert bench.decoded() == {"a": 2, "b": 2, "c": 1}
+    keep("line")
+    bench.append(["a"], line="l2")
+    assert bench.decoded("line") == {"l1": 5, "l2": 1}
+    keep("line", "site")
+    assert (bench.decoded("line"), bench.decoded()) == ({"l1": 5, "l2": 1}, {"a": 3, "b": 2, "c": 1})
+    assert not bench.ledger.step()
+
+
 def test_each_value_has_terms_of_its_own(bench: Bench) -> None:
     bench.append(["a", "b", "a"])
     bench.store.flush()

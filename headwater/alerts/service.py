@@ -7,7 +7,8 @@ once a second: judged again from what was committed before, they come to the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -20,6 +21,7 @@ import structlog
 from headwater.alarm_settings import AlarmSettings
 from headwater.alerts import history
 from headwater.alerts.conditions import Alarm, compile_alarm
+from headwater.alerts.ending import resolve_gone
 from headwater.alerts.history import Position
 from headwater.alerts.listing import alarms
 from headwater.alerts.recovery import forget, restored, save
@@ -56,6 +58,7 @@ class AlarmService:
     schemas: by name of stream or query
     clock:   microseconds UTC
     router:  who is told beside the targets that an alarm names
+    ended:   instances that no alarm can go on with are resolved, except those of `paused` alarms; else they stay
     raises:  ConfigError for an alarm that cannot be compiled, LogError
 
     At start an alarm that was not configured before begins at the log's end, and that place is committed. One
@@ -72,20 +75,67 @@ class AlarmService:
         schemas: Mapping[str, Schema],
         clock: Callable[[], int],
         router: Router = history.NO_ROUTES,
+        ended: bool = False,
+        paused: Collection[str] = (),
     ) -> None:
-        compiled = [compile_alarm(name, settings, schemas) for name, settings in alarms.items()]
+        self._log = log
         self._database = database
         self._clock = clock
         self._purged_us = 0
+        self._ended = ended
+        self._begun = False
+        self._alarms: dict[str, tuple[AlarmSettings, Alarm]] = {}
+        self._streams: list[_StreamAlarms] = []
+        self.change(alarms, schemas, router, paused=paused)
+
+    def change(
+        self,
+        alarms: Mapping[str, AlarmSettings],
+        schemas: Mapping[str, Schema],
+        router: Router,
+        paused: Collection[str] = (),
+    ) -> None:
+        """Judges these alarms from now on, between two steps. Streams none of whose alarms change go on as they are.
+
+        raises: as the constructor; then all is as it was
+        """
+        compiled: dict[str, tuple[AlarmSettings, Alarm]] = {}
+        for name, settings in alarms.items():
+            known = self._alarms.get(name)
+            if known is None or known[0] != settings or known[1].schema.stream != schemas[settings.on].stream:
+                known = settings, compile_alarm(name, settings, schemas)
+            compiled[name] = known
         by_stream: dict[int, list[Alarm]] = {}
-        for alarm in compiled:
+        for _, alarm in compiled.values():
             by_stream.setdefault(alarm.schema.stream, []).append(alarm)
-        with database.begin() as connection:
-            _forget_others(connection, compiled)
-            self._streams = [
-                _StreamAlarms(log, database, connection, watching, clock, router)
-                for watching in by_stream.values()
+        going_on = [each for each in self._streams if each.watches(by_stream.get(each.id, []))]
+        ending = [each for each in self._streams if each not in going_on]
+        for stream in ending:
+            stream.close()
+        fresh = by_stream.keys() - {each.id for each in going_on}
+        with self._database.begin() as connection:
+            _forget_others(connection, [alarm for _, alarm in compiled.values()])
+            if self._ended:
+                keys = {name: alarm.key for name, (_, alarm) in compiled.items()}
+                changed = {
+                    name
+                    for name in {*self._alarms, *compiled}
+                    if name not in compiled or compiled[name] is not self._alarms.get(name)
+                }
+                # At the start anything may have been left behind.
+                which = changed if self._begun else None
+                resolve_gone(connection, keys, paused, self._clock(), router, which)
+            begun = [
+                _StreamAlarms(self._log, self._database, connection, by_stream[id_], self._clock, router)
+                for id_ in by_stream
+                if id_ in fresh
             ]
+        for stream in going_on:
+            stream.router = router
+        for stream in ending:
+            if stream.id not in by_stream:
+                self._log.release(READER, stream.id)
+        self._alarms, self._streams, self._begun = compiled, going_on + begun, True
 
     @staticmethod
     def check(alarms: Mapping[str, AlarmSettings], schemas: Mapping[str, Schema]) -> None:
@@ -132,7 +182,7 @@ class _StreamAlarms:
         clock: Callable[[], int],
         router: Router,
     ) -> None:
-        self._router = router
+        self.router = router
         self._log = log
         self._database = database
         self._clock = clock
@@ -165,6 +215,10 @@ class _StreamAlarms:
             self.commit()
         self._whole = True
         return batch is not None
+
+    def watches(self, alarms: Sequence[Alarm]) -> bool:
+        """Whether its alarms are exactly these."""
+        return len(alarms) == len(self._alarms) and all(map(operator.is_, alarms, self._alarms))
 
     def commit(self) -> None:
         """Commits how far reading has come and what is remembered, where that is not committed."""
@@ -237,7 +291,7 @@ class _StreamAlarms:
         with self._database.begin() as connection:
             for tracker, transitions in judged:
                 told = [_with_key(one) for one in transitions]
-                history.save(connection, tracker.alarm, told, readings, now_us, self._router)
+                history.save(connection, tracker.alarm, told, readings, now_us, self.router)
             for tracker in self._trackers:
                 save(connection, tracker, now_us)
             save_offsets(connection, READER, self.id, after)

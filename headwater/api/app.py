@@ -16,6 +16,7 @@ from headwater.api import (
     ingest,
     listeners,
     notifications,
+    objects,
     problems,
     query,
     streams,
@@ -46,6 +47,7 @@ def create_app(parts: Parts) -> FastAPI:
         listeners,
         alarms,
         notifications,
+        objects,
         things,
     ):
         app.include_router(module.router(parts))

@@ -29,7 +29,7 @@ def books(parts: Parts) -> dict[str, Any]:
     messages["balanced"] = counters["received"] == sum(counters[outcome] for outcome in OUTCOMES)
     rows = {}
     if parts.store is not None:
-        for schema in [*parts.schemas.values(), DEAD_LETTERS_SCHEMA, REPLAYS_SCHEMA]:
+        for schema in [*parts.schemas.all(), DEAD_LETTERS_SCHEMA, REPLAYS_SCHEMA]:
             account = parts.store.account(schema.name)
             rows[schema.name] = {**asdict(account), "balanced": account.balanced, "levels": {}}
             if parts.ledger is not None and (levels := parts.ledger.accounts(schema.name)):

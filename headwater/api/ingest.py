@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from headwater.api.parts import Parts
-from headwater.errors import NotFoundError, RecordError
+from headwater.errors import ConflictError, NotFoundError, RecordError
 from headwater.gateway.listener import decode
 
 
@@ -36,12 +36,14 @@ def append(parts: Parts, name: str, body: bytes, levels: dict[str, str]) -> dict
 
     levels:  values of captured levels for every reading that does not give its own
     returns: {"rows": number of readings}
-    raises:  NotFoundError, RecordError, LogFullError
+    raises:  NotFoundError, ConflictError: it is paused; RecordError, LogFullError
     """
     settings = parts.settings.streams.get(name)
     if settings is None:
         known = ", ".join(sorted(parts.settings.streams)) or "none"
         raise NotFoundError(f"ingesting into stream {name!r}: there is no such stream; streams are: {known}")
+    if settings.paused:
+        raise ConflictError(f"ingesting into stream {name!r}: it is paused; resume it first")
     if unknown := set(levels) - set(settings.captures):
         raise RecordError(
             f"ingesting into stream {name!r}: parameters {sorted(unknown)} are no captured levels of its topic "

@@ -168,7 +168,7 @@ class Metrics:
         ):
             yield GaugeMetricFamily(f"headwater_log_{name}", text, stats[name])
         offsets = CounterMetricFamily("headwater_log_rows", "Rows durable in the log", labels=["stream"])
-        for schema in self._parts.schemas.values():
+        for schema in self._parts.schemas.all():
             offsets.add_metric([schema.name], sum(self._parts.log.end(schema.stream)))
         yield offsets
         duplicates = CounterMetricFamily("headwater_dedupe_duplicates", "Rows left out", labels=["stream"])

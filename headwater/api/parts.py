@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,8 +16,9 @@ from headwater.gateway.listener import Gateway
 from headwater.gateway.logins import LoginService
 from headwater.gateway.troubles import Troubles
 from headwater.ledger import Ledger
+from headwater.live import Live
 from headwater.log.embedded import EmbeddedLog
-from headwater.records import Schema
+from headwater.schemas import Schemas
 from headwater.store.base import Store
 from headwater.streams.base import Engine
 
@@ -34,11 +35,13 @@ class ServiceThread(Protocol):
     def last_error(self) -> str | None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
     """Services of one pipeline; those behind the log are None when `pipeline.enabled` is false.
 
-    logins: None where nobody needs to say who it is
+    settings: with everything that is declared now; a change puts others in their place
+    live:     changes of what is declared; None like those behind the log
+    logins:   None where nobody needs to say who it is
     """
 
     settings: Settings
@@ -48,7 +51,7 @@ class Parts:
     gateway: Gateway
     logins: LoginService | None
     troubles: Troubles
-    schemas: Mapping[str, Schema]
+    schemas: Schemas
     store: Store | None
     ledger: Ledger | None
     letters: Letters | None
@@ -56,6 +59,7 @@ class Parts:
     alarms: AlarmService | None
     shadows: ShadowService | None
     notifier: Notifier | None
+    live: Live | None
     workers: Sequence[ServiceThread]
 
     def counters(self) -> dict[str, Any]:

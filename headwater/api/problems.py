@@ -11,9 +11,12 @@ from starlette.exceptions import HTTPException
 
 from headwater.errors import (
     AlarmStateError,
+    ConfigError,
+    ConflictError,
     HeadwaterError,
     LogFullError,
     NotFoundError,
+    OutdatedError,
     QueryLimitError,
     RecordError,
     ShadowError,
@@ -26,8 +29,11 @@ STATUS: dict[type[HeadwaterError], int] = {
     SqlError: 400,
     RecordError: 400,
     TraceError: 400,
+    ConfigError: 400,
     NotFoundError: 404,
     AlarmStateError: 409,
+    ConflictError: 409,
+    OutdatedError: 412,
     QueryLimitError: 422,
     LogFullError: 503,
 }

@@ -29,7 +29,7 @@ def router(parts: Parts) -> APIRouter:
                 "columns": [{"name": column.name, "type": column.type.value} for column in schema.columns],
                 "offsets": list(parts.log.end(schema.stream)),
             }
-            for schema in parts.schemas.values()
+            for schema in parts.schemas.all()
         ]
 
     @routes.get("/api/v1/streams/unmatched", summary="Topics that no stream matches, with a suggestion")

@@ -12,6 +12,7 @@ import typer
 
 import headwater
 from headwater import messages, reference
+from headwater.cli import objects
 from headwater.cli.alarms import alarms_app, silences_app
 from headwater.cli.bench import bench_app
 from headwater.cli.clients import clients_app, trace
@@ -49,6 +50,10 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 app.add_typer(listeners_app, name="listeners")
 app.add_typer(streams_app, name="streams")
+app.command()(objects.plan)
+app.command()(objects.apply)
+app.command()(objects.export)
+app.add_typer(objects.objects_app, name="objects")
 app.add_typer(deadletters_app, name="deadletters")
 app.add_typer(ca_app, name="ca")
 app.add_typer(clients_app, name="clients")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from headwater.cli.face import (
     JsonOption,
     TokenOption,
     UrlOption,
+    WhoOption,
     client_of,
     fail,
     failures,
@@ -25,20 +25,7 @@ alarms_app = typer.Typer(no_args_is_help=True, help="Alarms: listed, acknowledge
 silences_app = typer.Typer(no_args_is_help=True, help="Windows in which matching alarms do not notify.")
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a process without a name
-        return "cli"
-
-
 IdArgument = Annotated[str, typer.Argument(help="The alarm's id, or enough of its beginning.")]
-WhoOption = Annotated[
-    str,
-    typer.Option(
-        "--who", default_factory=_user, help="Name for the history.", show_default="the user's name"
-    ),
-]
 StateOption = Annotated[
     str | None, typer.Option("--state", help="pending, firing, acknowledged, flapping or resolved.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import inspect
 import sys
 from collections.abc import Callable
@@ -44,6 +45,21 @@ UrlOption = Annotated[
 ]
 TokenOption = Annotated[
     str | None, typer.Option("--token", envvar="HEADWATER_ADMIN_TOKEN", help="Administrator's token.")
+]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a process without a name
+        return "cli"
+
+
+WhoOption = Annotated[
+    str,
+    typer.Option(
+        "--who", default_factory=_user, help="Name for the history.", show_default="the user's name"
+    ),
 ]
 
 

@@ -121,6 +121,10 @@ class Letters:
         self._clock = clock
         self._replaying = threading.Lock()
 
+    def change(self, streams: Mapping[str, StreamSettings]) -> None:
+        """Letters are replayed by these settings from now on."""
+        self._streams = streams
+
     def find(self, wanted: Filter, limit: int, skip: int = 0) -> list[dict[str, Any]]:
         """Letters, newest first: columns of `dead_letters`, `id`, `replayed`.
 

@@ -69,11 +69,23 @@ class Gateway:
         options["threads"] = settings.threads or os.cpu_count() or 1
         options["loads_retained"] = loads_retained
         options["raw_filters"] = list(RAW_FILTERS)
-        bindings = [
-            declaration(name, stream, schema, log.inferred(schema.stream) if stream.infer else ())
+        self._log = log
+        self._native = _native.Gateway(log.native, options, self._bindings(streams), logins)
+
+    def rebind(self, changed: Mapping[str, tuple[StreamSettings, Schema]], gone: Sequence[str]) -> None:
+        """Fills these streams too, or by these settings from now on, and no more those that are gone.
+
+        Every message that is read after the return goes by the new streams; those that stay lose nothing.
+
+        raises: ConfigError, and nothing has changed; LogFullError: call it again
+        """
+        self._native.rebind(self._log.native, self._bindings(changed), list(gone))
+
+    def _bindings(self, streams: Mapping[str, tuple[StreamSettings, Schema]]) -> list[dict[str, Any]]:
+        return [
+            declaration(name, stream, schema, self._log.inferred(schema.stream) if stream.infer else ())
             for name, (stream, schema) in streams.items()
         ]
-        self._native = _native.Gateway(log.native, options, bindings, logins)
 
     def address(self) -> str:
         """`host:port` of the plain listener, as bound."""

@@ -58,6 +58,9 @@ class Log(Protocol):
     def key_id(self, key: str) -> int | None:
         """The id by which `_key` of batches names this key; None: there are no rows of it."""
 
+    def release(self, reader: str, stream: int) -> None:
+        """Takes back what `reader` has declared: it needs no rows of this stream."""
+
     def wait(self, seen: int, timeout_s: float) -> int:
         """The number of the last durable commit, as soon as it is above `seen`, else at the timeout."""
 

@@ -65,6 +65,10 @@ class EmbeddedLog:
         """Leaves out, from now on, rows that repeat an earlier one within the window. raises: ConfigError, LogError"""
         self.native.dedupe(schema.id, list(columns), window_us, max_keys, now_us)
 
+    def dedupe_end(self, stream: int) -> None:
+        """Stores rows of the stream from now on however often they come."""
+        self.native.dedupe_end(stream)
+
     def duplicates(self, stream: int) -> int:
         return self.native.dedupe_stats(stream)["duplicates"]
 

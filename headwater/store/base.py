@@ -87,6 +87,9 @@ class Store(Protocol):
         raises:    StoreError; LogError when the log no longer holds rows that the table still needs
         """
 
+    def drop(self, name: str) -> None:
+        """Removes a table with its rows, for good; one that is not there is fine. raises: StoreError"""
+
     def step(self) -> bool:
         """Takes what is new in the log and commits what is due; False when there was nothing to do. Never waits."""
 

@@ -41,6 +41,8 @@ READER: Final = "store"
 _READ_ROWS: Final = 262_144
 
 _HOUR_US: Final = 3_600_000_000
+#: Ending of the directory of a table that is being removed.
+_PURGED: Final = ".purged"
 
 _SQL_TYPE: Final = {
     ColumnType.DOUBLE: "DOUBLE",
@@ -120,6 +122,8 @@ class EmbeddedStore:
         #: Files whose bytes this process has seen to be whole.
         self._verified: set[Path] = set()
         durable.make_directory(self._directory)
+        for gone in self._directory.glob(f".*{_PURGED}"):
+            durable.remove(gone)
         self._connections = Connections(self._directory, query)
 
     def create(self, schema: Schema, latest_by: tuple[str, ...] = ()) -> None:
@@ -138,6 +142,24 @@ class EmbeddedStore:
             tail = Tail(schema, self._log.reader(schema.stream, offsets), offsets, self.latency)
             self._log.hold(READER, schema.stream, offsets)
             self._entries[schema.name] = _Entry(schema, latest_by, stored, tail, stored.files, offsets)
+
+    def drop(self, name: str) -> None:
+        with self._flushing, self._lock:
+            entry = self._entries.pop(name, None)
+            if entry is not None:
+                self._log.release(READER, entry.schema.stream)
+        directory = self._directory / name
+        try:
+            # Under another name first: half a table must never be opened.
+            if directory.exists():
+                gone = directory.with_name(f".{name}{_PURGED}")
+                if gone.exists():
+                    durable.remove(gone)
+                directory.rename(gone)
+                durable.sync_directory(self._directory)
+                durable.remove(gone)
+        except OSError as error:
+            raise StoreError(f"removing table {name!r} in {directory}: {error}") from error
 
     def step(self) -> bool:
         did = False

@@ -53,7 +53,9 @@ class Tail:
             names = [name for name in batch.schema.names if name not in READER_COLUMNS]
             if len(names) > len(self._schema):
                 self._widen(pa.schema([batch.schema.field(name) for name in names]))
-            batch = batch.select(self._kept.names)
+            # A column that the stream declares no more is NULL until the table is made anew.
+            gone = not set(self._schema.names).issubset(names)
+            batch = _widened(batch, self._kept) if gone else batch.select(self._kept.names)
             if "received_at" in batch.schema.names:
                 self._latency.observe(batch.column("received_at"), now_us)
             self._batches.append(batch)

@@ -52,6 +52,16 @@ class Engine(Protocol):
         raises: DataDirectoryError when its stored state cannot be read
         """
 
+    def remove(self, name: str) -> None:
+        """Ends a query between two steps, its state on disk: added again it goes on, as far as the log has its rows.
+
+        raises: DataDirectoryError when the disk refuses; then it is ended all the same, and what is not on disk is read
+                again
+        """
+
+    def forget(self, name: str) -> None:
+        """Removes the stored state of a query that does not run."""
+
     def step(self) -> bool:
         """Does what is available and says whether it did something; never waits for rows.
 

@@ -11,6 +11,7 @@ from headwater.errors import HeadwaterError
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import Schema
 from headwater.streams.base import QueryMetrics
+from headwater.streams.checkpoint import previous
 from headwater.streams.plan import Plan
 from headwater.streams.query import Query, Task
 
@@ -35,7 +36,23 @@ class EmbeddedEngine:
     ) -> None:
         task = Task(plan, source, result, lateness_us, late)
         path = self._directory / f"{plan.name}.checkpoint"
-        self._queries[plan.name] = Query(self._log, task, self._settings, path, self._clock)
+        query = Query(self._log, task, self._settings, path, self._clock)
+        # Another dictionary each time: others look at it meanwhile.
+        self._queries = {**self._queries, plan.name: query}
+
+    def remove(self, name: str) -> None:
+        query = self._queries.get(name)
+        if query is not None:
+            self._queries = {each: other for each, other in self._queries.items() if each != name}
+            try:
+                query.checkpoint()
+            finally:
+                query.release()
+
+    def forget(self, name: str) -> None:
+        path = self._directory / f"{name}.checkpoint"
+        for each in (path, previous(path)):
+            each.unlink(missing_ok=True)
 
     def step(self) -> bool:
         """One step of every query. One that fails does not keep the others from theirs."""
@@ -61,4 +78,4 @@ class EmbeddedEngine:
 
     def close(self) -> None:
         self.checkpoint()
-        self._queries.clear()
+        self._queries = {}

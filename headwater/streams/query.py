@@ -147,6 +147,11 @@ class Query:
         self._checkpointed = (list(windows.offsets), self._number)
         return True
 
+    def release(self) -> None:
+        """The log needs to keep nothing for it."""
+        for stream in (self._task.source.stream, STEPS):
+            self._log.release(f"engine/{self._name}", stream)
+
     def checkpoint_due(self) -> bool:
         """Whether the settings' interval is over and there is something new."""
         due = self._clock() - self._checkpointed_us >= self._settings.checkpoint_interval

@@ -1,7 +1,7 @@
 """From checkpoint and recorded steps to the state a query had: nothing is written, every step is compared.
 
 Three ways to begin: a new query with the oldest row of the log; a known one where it stood; one whose text changed, or
-whose rows are gone, anew at the log's end under the next generation.
+whose rows are gone, anew under the next generation: where it stood, or at the end of another source.
 """
 
 from __future__ import annotations
@@ -83,14 +83,17 @@ def _begin_anew(
     steps: list[Step],
     reason: str | None,
 ) -> Recovered:
-    """A new generation from the log's current end; rows of windows that the old one closed are left out."""
+    """A new generation from where the old one stood; rows of windows that it closed are left out."""
     last = steps[-1] if steps else header
     assert last is not None
     number = max(step.number for step in steps) if steps else header.step if header else 0
-    floor_us = last.watermark if header is None or header.stream == task.source.stream else None
-    offsets = log.end(task.source.stream)
+    same = header is None or header.stream == task.source.stream
+    floor_us = last.watermark if same else None
+    start, end = log.start(task.source.stream), log.end(task.source.stream)
+    stood = end if header is None or not same else last.to if isinstance(last, Step) else header.offsets
+    offsets = tuple(min(max(at, low), high) for at, low, high in zip(stood, start, end, strict=True))
     _log.warning(
-        "query changed: it begins anew at the log's end, and open windows of its old state are not finished",
+        "query changed: it begins anew where it stood, and open windows of its old state are not finished",
         query=task.plan.name,
         reason=reason or "its checkpoint is gone",
         generation=last.generation + 1,

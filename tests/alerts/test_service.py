@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from oracle import Definition, Oracle
 from plant import SECOND, TELEMETRY, Plant
 
-from headwater.alarm_settings import AlarmSettings
-from headwater.alerts.history import HISTORY_US
+from headwater.alarm_settings import AlarmSettings, RepeatSettings
+from headwater.alerts.history import HISTORY_US, NO_ROUTES
 from headwater.alerts.service import AlarmService, alarms
 from headwater.database import (
     ALARM_ROWS,
@@ -27,6 +27,7 @@ from headwater.database import (
 from headwater.errors import ConfigError, DataDirectoryError
 
 HOT = AlarmSettings(on="telemetry", where="temperature > 80", severity="critical")
+THREE = RepeatSettings(count=3, of=3)
 
 
 def above_80(row: dict[str, Any]) -> bool | None:
@@ -177,6 +178,84 @@ def test_instances_of_another_key_stay_as_they_are(plant: Plant) -> None:
     plant.append({"site": "a", "device": "d1", "ts": 2, "temperature": 70.0})
     drain(by_site)
     assert [(one["key"], one["state"]) for one in alarms(plant.database)] == [({"device": "d1"}, "firing")]
+
+
+def test_alarms_change_between_two_steps(plant: Plant) -> None:
+    """What stays goes on, what is new begins with the next row, what changed keeps its instances."""
+    schemas = {"telemetry": TELEMETRY}
+    service = service_of(
+        plant, hot=HOT, off=AlarmSettings(on="telemetry", where="state = 'off'", repeat=THREE)
+    )
+    plant.append(*({"device": "d1", "ts": n, "temperature": 90.0, "state": "off"} for n in (1, 2)))
+    drain(service)
+    [hot] = alarms(plant.database)
+    plant.append({"device": "d1", "ts": 3, "temperature": 85.0, "state": "off"})  # not judged yet
+    changed = {
+        "hot": HOT.model_copy(update={"where": "temperature > 70"}),
+        "off": AlarmSettings(on="telemetry", where="state = 'off'", repeat=THREE),
+        "new": AlarmSettings(on="telemetry", where="temperature > 60"),
+    }
+    service.change(changed, schemas, NO_ROUTES)
+    drain(service)
+    # The row that was there before the change is judged by what is declared now, except by the alarm that is new.
+    assert {one["alarm"]: one["state"] for one in alarms(plant.database)} == {
+        "hot": "firing",
+        "off": "firing",
+    }
+    assert hot["id"] in {one["id"] for one in alarms(plant.database)}
+    plant.append({"device": "d1", "ts": 4, "temperature": 65.0, "state": "on"})
+    drain(service)
+    assert {one["alarm"]: one["state"] for one in alarms(plant.database)} == {
+        "hot": "resolved",
+        "off": "resolved",
+        "new": "firing",
+    }
+    service.change({}, schemas, NO_ROUTES)
+    assert service.position() == {}
+    assert not service.step()
+
+
+def test_a_wrong_change_leaves_everything_as_it_is(plant: Plant) -> None:
+    service = service_of(plant)
+    wrong = HOT.model_copy(update={"where": "nothing > 1"})
+    with pytest.raises(ConfigError):
+        service.change({"hot": HOT, "wrong": wrong}, {"telemetry": TELEMETRY}, NO_ROUTES)
+    plant.append({"device": "d1", "ts": 1, "temperature": 90.0})
+    drain(service)
+    assert [one["state"] for one in alarms(plant.database)] == ["firing"]
+
+
+def test_instances_that_nobody_can_resolve_are_resolved_once_and_told(plant: Plant) -> None:
+    schemas = {"telemetry": TELEMETRY}
+    told = HOT.model_copy(update={"notify": ["ops"], "labels": {"team": "a"}})
+    settings = {"gone": told, "paused": told, "other_key": told, "stays": told}
+    service = AlarmService(plant.log, plant.database, settings, schemas, plant.clock, ended=True)
+    plant.append({"site": "a", "device": "d1", "ts": 1, "temperature": 90.0})
+    drain(service)
+    service.close()
+    by_site = told.model_copy(update={"key": ["site"]})
+    for _ in range(2):  # a start, and another
+        plant.now_us += SECOND
+        AlarmService(
+            plant.log,
+            plant.database,
+            {"stays": told, "other_key": by_site},
+            schemas,
+            plant.clock,
+            ended=True,
+            paused=["paused"],
+        )
+    assert {one["alarm"]: one["state"] for one in alarms(plant.database)} == {
+        "gone": "resolved",
+        "paused": "firing",
+        "other_key": "resolved",
+        "stays": "firing",
+    }
+    with plant.database.read() as connection:
+        ids = connection.scalars(sa.select(NOTIFICATIONS.c.id)).all()
+        left = connection.scalars(sa.select(ALARM_STATES.c.alarm).order_by(ALARM_STATES.c.alarm)).all()
+    assert sorted(id_.split("-")[1] for id_ in ids) == ["firing"] * 4 + ["resolved"] * 2
+    assert left == ["paused", "stays"]
 
 
 def test_offsets_without_changes_are_committed_once_a_second(plant: Plant) -> None:

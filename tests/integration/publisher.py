@@ -1,6 +1,8 @@
 """A publisher of its own process that trusts nobody: it notes every acknowledgement in a file before it counts it.
 
-    python -m tests.integration.publisher RUN_JSON ACKS SEED
+    python -m tests.integration.publisher RUN_JSON ACKS SEED [RATE]
+
+RATE: readings a second at most; without it as many as are acknowledged.
 
 RUN_JSON is read again after every lost connection, for the address of a restarted server. Every device has one
 sequence of readings with unique numbers; readings without an acknowledgement are sent again, in order and before new
@@ -42,8 +44,10 @@ def temperature(seq: int, random: Random) -> float:
 class Publisher:
     """One connection at a time, all devices over it."""
 
-    def __init__(self, run_json: Path, acks: Path, seed: int) -> None:
+    def __init__(self, run_json: Path, acks: Path, seed: int, rate: float | None = None) -> None:
         self.run_json = run_json
+        self.rate = rate
+        self.began = time.monotonic()
         self.acks = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.random = Random(seed)
         self.unacknowledged: dict[int, tuple[int, bytes]] = {}
@@ -92,11 +96,12 @@ class Publisher:
         pending = b""
         while not self.done():
             self.heard_stop(0)
-            if len(self.unacknowledged) <= WINDOW - BATCH:
+            ahead = self.ahead_s()
+            room = len(self.unacknowledged) <= WINDOW - BATCH
+            if room and ahead <= 0:
                 connection.sendall(b"".join(self.next_packets()))
-            if not select.select(
-                [connection], [], [], 0 if len(self.unacknowledged) <= WINDOW - BATCH else 10
-            )[0]:
+                room = len(self.unacknowledged) <= WINDOW - BATCH
+            if not select.select([connection], [], [], min(max(ahead, 0), 0.1) if room else 10)[0]:
                 continue
             got = connection.recv(65536)
             if not got:
@@ -105,6 +110,12 @@ class Publisher:
             whole = len(pending) - len(pending) % 4
             self.acknowledged(pending[:whole])
             pending = pending[whole:]
+
+    def ahead_s(self) -> float:
+        """So much too early would the next readings come."""
+        if self.rate is None or self.stopping:
+            return 0
+        return self.began + self.seq / self.rate - time.monotonic()
 
     def heard_stop(self, timeout: float) -> None:
         if not self.stopping and select.select([sys.stdin], [], [], timeout)[0] and not sys.stdin.readline():
@@ -153,4 +164,5 @@ class Publisher:
 
 
 if __name__ == "__main__":
-    Publisher(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])).run()
+    rate = float(sys.argv[4]) if len(sys.argv) > 4 else None
+    Publisher(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), rate).run()

@@ -82,7 +82,7 @@ WINDOW_US = 60_000_000
 
 
 @contextmanager
-def publishing(server: Server, acks: Path, seed: int) -> Iterator[subprocess.Popen[str]]:
+def publishing(server: Server, acks: Path, seed: int, rate: int | None) -> Iterator[subprocess.Popen[str]]:
     """An independent publisher; closing its standard input makes it finish."""
     command = [
         sys.executable,
@@ -91,6 +91,7 @@ def publishing(server: Server, acks: Path, seed: int) -> Iterator[subprocess.Pop
         server.directory / "run.json",
         acks,
         str(seed),
+        *([] if rate is None else [str(rate)]),
     ]
     root = Path(__file__).parents[2]
     with subprocess.Popen(
@@ -112,14 +113,33 @@ def stored(server: Server) -> set[int]:
     return {seq for (seq,) in server.rows("SELECT DISTINCT seq FROM telemetry")}
 
 
-def run(server: Server, acks: Path, kills: int, seed: int, between: Callable[[int], None]) -> None:
-    """Kills the server `kills` times at random moments under load, then checks all that it keeps."""
-    random = Random(seed)
+def nothing(_kill: int) -> None:
+    """Between kill and start: the operating system still has everything that was written."""
+
+
+def run(
+    server: Server,
+    acks: Path,
+    kills: int,
+    seed: int,
+    between: Callable[[int], None] = nothing,
+    finish: Callable[[], None] = lambda: None,
+    moment: Callable[[], bool] = lambda: True,
+    rate: int | None = None,
+) -> None:
+    """Kills the server `kills` times at random moments under load, then checks all that it keeps.
+
+    finish: called after the last start, while the publisher still sends
+    moment: whether it may be killed now
+    rate:   readings a second; None: as many as are acknowledged
+    """
+    random, mean = Random(seed), 3000 if rate is None else rate / 4
     server.start()
-    with publishing(server, acks, seed) as publisher:
+    with publishing(server, acks, seed, rate) as publisher:
         for kill in range(kills):
+            await_that(f"kill {kill}: the moment has come", moment)
             # A random moment: after so many more acknowledgements, from the first ones after the start on.
-            goal = len(acknowledged(acks)) + int(random.expovariate(1 / 3000)) + 1
+            goal = len(acknowledged(acks)) + int(random.expovariate(1 / mean)) + 1
             await_that(
                 f"kill {kill}: the publisher gets acknowledgements",
                 lambda goal=goal: publisher.poll() is not None or len(acknowledged(acks)) >= goal,
@@ -133,6 +153,7 @@ def run(server: Server, acks: Path, kills: int, seed: int, between: Callable[[in
             assert not missing, (
                 f"after kill {kill}: {len(missing)} acknowledged readings are missing: {sorted(missing)[:9]}"
             )
+        finish()
         assert publisher.stdin is not None
         publisher.stdin.close()
         assert publisher.wait(PATIENCE_S) == 0
@@ -220,18 +241,14 @@ def remembered(
     }
 
 
-def nothing(_kill: int) -> None:
-    """Between kill and start: the operating system still has everything that was written."""
-
-
 @pytest.mark.parametrize("seed", [1])
 def test_three_kills(server: Callable[..., Server], tmp_path: Path, seed: int) -> None:
-    run(server(CONFIG), tmp_path / "acks", 3, seed, nothing)
+    run(server(CONFIG), tmp_path / "acks", 3, seed)
 
 
 @pytest.mark.chaos
 def test_twenty_kills(server: Callable[..., Server], tmp_path: Path) -> None:
-    run(server(CONFIG), tmp_path / "acks", 20, 20, nothing)
+    run(server(CONFIG), tmp_path / "acks", 20, 20)
 
 
 def power_cuts(server: Callable[..., Server], tmp_path: Path, cuts: int, seed: int) -> None:

@@ -235,7 +235,7 @@ def test_a_new_query_begins_with_the_oldest_row_of_the_log(harness: Harness) -> 
     assert harness.check(found).windows.keys() == {("a", 0)}
 
 
-def test_a_changed_query_begins_at_the_end_and_its_rows_win(harness: Harness) -> None:
+def test_a_changed_query_begins_where_it_stood_and_its_rows_win(harness: Harness) -> None:
     harness.add("q", BY_DEVICE)
     harness.append("t", [row("a", 1), row("a", 11), row("a", 2), row("a", 12)])
     harness.settle()
@@ -253,6 +253,38 @@ def test_a_changed_query_begins_at_the_end_and_its_rows_win(harness: Harness) ->
     assert harness.engine.metrics()["q"]["dropped"] == 1
     assert {r["revision"] for r in harness.rows("q") if r["window_start"] == 0} == {0, 1}
     assert changed.key == "device"
+
+
+def test_a_changed_query_reads_what_came_while_nothing_ran(harness: Harness) -> None:
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 11), row("a", 12)])
+    harness.settle()
+    harness.engine.close()
+    harness.append("t", [row("a", 13), row("a", 14)])
+    harness.restart()
+    harness.add("q", BY_DEVICE.replace(" GROUP", " WHERE x > 0 GROUP"))
+    harness.append("t", [row("a", 20)])
+    harness.settle()
+    # The two that the old text had read are not there, those it had not are.
+    latest = harness.rows("q")[-1]
+    assert (latest["window_start"], latest["n"], latest["revision"]) == (10 * S, 2, 1 << 32)
+
+
+def test_a_removed_query_holds_nothing_and_goes_on_when_it_is_back(harness: Harness) -> None:
+    first = harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 1), row("a", 11), row("a", 12)])
+    harness.settle()
+    harness.engine.remove("q")
+    harness.engine.remove("q")
+    assert harness.engine.metrics() == {}
+    harness.append("t", [row("a", 13)])
+    harness.settle()
+    assert len(harness.rows("q")) == 1
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("a", 20)])
+    harness.settle()
+    assert harness.rows("q")[-1]["n"] == 3
+    harness.check(first)
 
 
 def test_changed_lateness_counts_from_a_checkpoint_on(harness: Harness) -> None:

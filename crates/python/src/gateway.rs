@@ -283,6 +283,21 @@ impl PyGateway {
         Ok(outcomes.into_iter().map(|(name, outcome)| (name, outcome.err())).collect())
     }
 
+    fn rebind(
+        &self,
+        py: Python<'_>,
+        log: &Bound<'_, PyLog>,
+        added: Vec<Declaration>,
+        removed: Vec<String>,
+    ) -> PyResult<()> {
+        let log = log.get();
+        let added = added.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.with(|gateway| gateway.rebind(added, &removed)))?.map_err(|error| match error {
+            GatewayError::Config(why) => errors::raise(py, "ConfigError", why),
+            error => errors::raise(py, "LogFullError", error),
+        })
+    }
+
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let found = self.with(Gateway::counters)?;
         let counters = PyDict::new(py);

@@ -182,6 +182,10 @@ impl PyLog {
         })
     }
 
+    fn dedupe_end(&self, stream: u16) {
+        self.log.dedupe_end(StreamId(stream));
+    }
+
     fn dedupe_stats<'py>(&self, py: Python<'py>, stream: u16) -> PyResult<Bound<'py, PyDict>> {
         let found = self.log.dedupe_stats(StreamId(stream));
         let stats = PyDict::new(py);

@@ -294,6 +294,11 @@ impl super::Log {
         Ok(())
     }
 
+    /// From now on rows of this stream are stored however often they come.
+    pub fn dedupe_end(&self, stream: StreamId) {
+        self.shared().deduping.streams.write().remove(&stream);
+    }
+
     /// Where segments begin that may hold rows from that time on.
     fn offsets_since(&self, stream: StreamId, since_us: i64) -> Vec<Offset> {
         let published = self.shared().published.lock();

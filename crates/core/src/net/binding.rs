@@ -30,21 +30,27 @@ const MAX_FEW: usize = 4;
 /// A level of such a filter; `None`: `+`.
 type Level = Option<Box<[u8]>>;
 
+/// All streams at one time. A change makes new ones, which each thread takes between two turns (`rebind`).
 #[derive(Debug)]
 pub(super) struct Bindings {
-    pub streams: Vec<Binding>,
+    pub streams: Vec<Arc<Binding>>,
     /// Indexes of `streams`.
     topics: Trie<u16>,
     /// The filters of `streams`, where they are few and without `#`. Comparing them one by one costs
     /// a fraction of a walk through the trie.
     few: Option<Vec<Box<[Level]>>>,
     /// Filters whose messages are logged raw too.
-    raw: Trie<u16>,
+    raw: Arc<Trie<u16>>,
+    seed: u64,
+    /// A stream reads Sparkplug.
+    pub sparkplug: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Binding {
     pub name: String,
+    /// The topic filter, captures as `+`.
+    filter: String,
     /// Topic level of each capture.
     pub captures: Vec<usize>,
     pub version: Version,
@@ -91,6 +97,18 @@ impl Growing {
 }
 
 impl Binding {
+    fn new(StreamBinding { spec, schema }: StreamBinding) -> Result<Binding, String> {
+        let name = spec.name.clone();
+        let parsed = StreamTopic::parse(&spec.topic).map_err(|why| format!("stream {name:?}: {why}"))?;
+        if parsed.captures.len() > MAX_CAPTURES {
+            return Err(format!("stream {name:?} captures more than {MAX_CAPTURES} levels of its topic"));
+        }
+        let version = Version { plan: StreamPlan::new(&spec, schema.clone())?, schema };
+        let growing = spec.infer.then(|| Growing::new(&spec, &version)).transpose()?;
+        let captures = parsed.captures.iter().map(|(_, level)| *level).collect();
+        Ok(Binding { name, filter: parsed.filter, captures, version, growing })
+    }
+
     /// The version to decode with; `held`, the thread's own, is brought up to date where there are several.
     #[inline]
     pub fn newest<'a>(&'a self, held: Option<&'a mut Option<Held>>) -> &'a Version {
@@ -134,46 +152,44 @@ impl Binding {
 }
 
 impl Bindings {
-    /// Whether a stream reads Sparkplug.
-    pub fn sparkplug(&self) -> bool {
-        self.streams.iter().any(|binding| binding.version.plan.is_sparkplug())
-    }
-
     /// Errors: a sentence for the author of the configuration.
     pub fn new(streams: Vec<StreamBinding>, raw_filters: &[String], seed: u64) -> Result<Bindings, String> {
-        let mut bindings = Bindings {
-            streams: Vec::new(),
-            topics: Trie::new(seed),
-            few: Some(Vec::new()),
-            raw: Trie::new(seed.rotate_left(32)),
-        };
-        for (at, StreamBinding { spec, schema }) in streams.into_iter().enumerate() {
-            let index = u16::try_from(at).map_err(|_| "more than 65,536 streams".to_owned())?;
-            let name = spec.name.clone();
-            let parsed = StreamTopic::parse(&spec.topic).map_err(|why| format!("stream {name:?}: {why}"))?;
-            if parsed.captures.len() > MAX_CAPTURES {
-                return Err(format!("stream {name:?} captures more than {MAX_CAPTURES} levels of its topic"));
-            }
-            let version = Version { plan: StreamPlan::new(&spec, schema.clone())?, schema };
-            let growing = spec.infer.then(|| Growing::new(&spec, &version)).transpose()?;
-            let captures = parsed.captures.iter().map(|(_, level)| *level).collect();
-            bindings
-                .topics
-                .insert(&parsed.filter, index)
-                .map_err(|why| format!("stream {name:?}: {why} in {:?}", spec.topic))?;
-            bindings.few = bindings.few.take().and_then(|mut few| {
-                few.push(plain_levels(&parsed.filter)?);
-                (few.len() <= MAX_FEW).then_some(few)
-            });
-            bindings.streams.push(Binding { name, captures, version, growing });
-        }
+        let mut raw = Trie::new(seed.rotate_left(32));
         for filter in raw_filters {
             if !topic::is_filter(filter) || topic::is_shared(filter) {
                 return Err(format!("raw filter {filter:?} is no topic filter"));
             }
-            bindings.raw.insert(filter, 0).map_err(|why| format!("raw filter {filter:?}: {why}"))?;
+            raw.insert(filter, 0).map_err(|why| format!("raw filter {filter:?}: {why}"))?;
         }
-        Ok(bindings)
+        Bindings::of(bound(streams)?, Arc::new(raw), seed)
+    }
+
+    /// These streams, those of `added` in place of their namesakes, without those of `removed`. What does not change
+    /// keeps its state. Errors: as `new`.
+    pub fn changed(&self, added: Vec<StreamBinding>, removed: &[String]) -> Result<Bindings, String> {
+        let added = bound(added)?;
+        let kept = self
+            .streams
+            .iter()
+            .filter(|known| !removed.contains(&known.name) && added.iter().all(|new| new.name != known.name));
+        let streams = kept.chain(&added).cloned().collect();
+        Bindings::of(streams, Arc::clone(&self.raw), self.seed)
+    }
+
+    fn of(streams: Vec<Arc<Binding>>, raw: Arc<Trie<u16>>, seed: u64) -> Result<Bindings, String> {
+        let mut topics = Trie::new(seed);
+        let mut few = Some(Vec::new());
+        for (at, binding) in streams.iter().enumerate() {
+            let index = u16::try_from(at).map_err(|_| "more than 65,536 streams".to_owned())?;
+            let Binding { name, filter, .. } = &**binding;
+            topics.insert(filter, index).map_err(|why| format!("stream {name:?}: {why} in {filter:?}"))?;
+            few = few.take().and_then(|mut few: Vec<_>| {
+                few.push(plain_levels(filter)?);
+                (few.len() <= MAX_FEW).then_some(few)
+            });
+        }
+        let sparkplug = streams.iter().any(|binding| binding.version.plan.is_sparkplug());
+        Ok(Bindings { streams, topics, few, raw, seed, sparkplug })
     }
 
     #[inline]
@@ -201,6 +217,10 @@ impl Bindings {
     pub fn is_raw(&self, topic: &str) -> bool {
         self.raw.matches(topic, |_| ()) > 0
     }
+}
+
+fn bound(streams: Vec<StreamBinding>) -> Result<Vec<Arc<Binding>>, String> {
+    streams.into_iter().map(|stream| Binding::new(stream).map(Arc::new)).collect()
 }
 
 /// The levels of a filter that can be compared with a topic level by level.

@@ -43,6 +43,8 @@ pub enum GatewayError {
     Listen { name: String, address: SocketAddr, error: io::Error },
     #[error("listener {name}: {why}")]
     Certificates { name: String, why: String },
+    #[error("an event loop has not taken the changed streams yet: the log accepts nothing from it")]
+    Busy,
     /// A setting, a stream or a raw filter.
     #[error("{0}")]
     Config(String),
@@ -101,8 +103,8 @@ impl Gateway {
             log,
             started: Instant::now(),
             working: AtomicUsize::new(options.threads),
-            edge_nodes: bindings.sparkplug().then(EdgeNodes::new),
-            bindings,
+            edge_nodes: EdgeNodes::new(),
+            bindings: Mutex::new(Arc::new(bindings)),
             subscriptions: RwLock::new(Trie::new(seed.rotate_left(17))),
             subscribed: AtomicUsize::new(0),
             retained: Retained::new(

@@ -12,6 +12,7 @@ use super::fanout::Deliveries;
 use super::inspect::Question;
 use super::listener::Listener;
 use super::logins::Answer;
+use super::rebind::Rebind;
 use super::transport::Transport;
 use crate::log::LogError;
 
@@ -31,6 +32,8 @@ pub(super) enum Mail {
     Join(Box<Connection>),
     /// The certificates of this listener have changed, or, without one, who is known or what policies say.
     Review(Option<Arc<Listener>>),
+    /// The streams have changed.
+    Rebind(Rebind),
     /// Somebody asks about connections, or ends one.
     Ask(Box<Question>),
     /// A CONNECT has its answer.

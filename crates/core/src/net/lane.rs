@@ -19,6 +19,7 @@ use super::listener::Listener;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, Pool};
 use super::pressure::{Level, Pressure};
+use super::rebind::Rebind;
 use super::registry::{ConnId, Registry};
 use super::replay::Replays;
 use super::retained::Retained;
@@ -40,9 +41,9 @@ pub(super) struct Shared {
     pub started: Instant,
     /// Loops that do not wait.
     pub working: AtomicUsize,
-    pub bindings: Bindings,
-    /// Where a stream reads Sparkplug.
-    pub edge_nodes: Option<EdgeNodes>,
+    /// The newest; each thread has its own.
+    pub bindings: parking_lot::Mutex<Arc<Bindings>>,
+    pub edge_nodes: EdgeNodes,
     pub subscriptions: Subscriptions,
     /// Number of subscriptions; while it is 0 nobody looks for subscribers.
     pub subscribed: AtomicUsize,
@@ -139,6 +140,9 @@ pub(super) struct Flight {
 pub(super) struct Lane {
     pub thread: u16,
     pub shared: Arc<Shared>,
+    pub bindings: Arc<Bindings>,
+    /// Bindings that wait for the end of the turn; see `rebind`.
+    pub next: Option<Rebind>,
     pub staging: Staging,
     pub flights: VecDeque<Flight>,
     pub flying_bytes: usize,
@@ -176,9 +180,13 @@ pub(super) struct Lane {
 
 impl Lane {
     pub fn new(thread: u16, shared: Arc<Shared>) -> Lane {
+        let bindings = Arc::clone(&shared.bindings.lock());
         Lane {
             thread,
-            staging: Staging::new(&shared.bindings, shared.log.partitions()),
+            staging: Staging::new(&bindings, shared.log.partitions()),
+            held: vec![None; bindings.streams.len()],
+            bindings,
+            next: None,
             flights: VecDeque::new(),
             flying_bytes: 0,
             flying_messages: 0,
@@ -191,7 +199,6 @@ impl Lane {
             properties: Vec::new(),
             streams: Vec::new(),
             edge_node: String::new(),
-            held: vec![None; shared.bindings.streams.len()],
             counters: Counters::default(),
             pressure: Pressure::new(shared.started, shared.options.shed_after),
             latencies: Vec::new(),

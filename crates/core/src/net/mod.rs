@@ -46,6 +46,7 @@ mod packets;
 mod pressure;
 mod proxy_protocol;
 mod rate;
+mod rebind;
 mod registry;
 mod reload;
 mod replay;

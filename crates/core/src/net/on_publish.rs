@@ -123,10 +123,10 @@ fn accept(
     retained: bool,
     subscriptions: &mut Reading<'_>,
 ) {
-    let Lane { staging, plain, decoded, streams, held, received_at_us, edge_node, .. } = lane;
+    let Lane { bindings, staging, plain, decoded, streams, held, received_at_us, edge_node, .. } = lane;
     let received_at_us = *received_at_us;
     // Noted once, whichever streams the message belongs to: the sequence is that of the edge node.
-    let edge = shared.edge_nodes.as_ref().and_then(|nodes| {
+    let edge = bindings.sparkplug.then_some(&shared.edge_nodes).and_then(|nodes| {
         let topic = SparkplugTopic::parse(publish.topic)?;
         Some((nodes, topic, nodes.hear(topic, publish.payload, received_at_us, edge_node)))
     });
@@ -136,10 +136,10 @@ fn accept(
     let clearing = publish.retain && publish.payload.is_empty();
     let mut failed = None;
     let levels = Levels::new(publish.topic);
-    shared.bindings.streams_of(publish.topic, &levels, streams);
+    bindings.streams_of(publish.topic, &levels, streams);
     if !clearing {
         'streams: for &index in streams.iter() {
-            let Some(binding) = shared.bindings.streams.get(usize::from(index)) else { continue };
+            let Some(binding) = bindings.streams.get(usize::from(index)) else { continue };
             let captured = capture(&levels, &binding.captures);
             let captures = &captured[..binding.captures.len()];
             let own = held.get_mut(usize::from(index));
@@ -209,7 +209,7 @@ fn accept(
             }
         }
     }
-    if publish.retain || shared.bindings.is_raw(publish.topic) {
+    if publish.retain || bindings.is_raw(publish.topic) {
         staging.raw([
             Cell::Timestamp(received_at_us),
             Cell::Bytes(publish.topic.as_bytes()),

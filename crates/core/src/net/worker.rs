@@ -235,6 +235,7 @@ impl Worker {
                     self.join(*conn);
                 }
                 Mail::Review(listener) => self.begin_review(listener),
+                Mail::Rebind(next) => self.lane.next = Some(next),
                 Mail::Ask(question) => self.answer(*question),
                 Mail::Answered(answer) => self.answered(*answer),
                 Mail::Stop { deadline } => self.stop = Some(deadline),
@@ -480,10 +481,12 @@ impl Worker {
         self.settle();
         let staged = &self.lane.staging;
         let full = staged.acks.bytes >= self.lane.shared.options.turn_bytes;
-        if !staged.is_empty() && (self.lane.flights.len() < MAX_FLIGHTS || full) {
+        let last = self.lane.next.is_some();
+        if !staged.is_empty() && (self.lane.flights.len() < MAX_FLIGHTS || full || last) {
             self.lane.submit();
             self.settle();
         }
+        self.lane.rebind();
         self.lane.begin();
     }
 

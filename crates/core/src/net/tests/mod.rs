@@ -10,6 +10,7 @@ mod inspecting;
 mod lifetimes;
 mod limits;
 mod publishing;
+mod rebinding;
 mod retained;
 mod sessions;
 mod shared;
