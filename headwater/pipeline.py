@@ -152,7 +152,14 @@ class Pipeline:
                 source = settings.streams.get(query.source)
                 late = settings.queries[name].late or (source.late if source else "amend")
                 lateness = source.lateness if source else 0
-                engine.add(query, self.schemas[query.source], self.schemas[name], lateness, late)
+                engine.add(
+                    query,
+                    self.schemas[query.source],
+                    self.schemas[name],
+                    lateness,
+                    late,
+                    settings.queries[name].early,
+                )
             alarms = AlarmService(self.log, self.database, settings.alarms, self.schemas, clock, router)
             notifier = Notifier(self.database, self.log, settings.notify, clock)
             shadows = ShadowService(self.log, self.database, settings.shadow, clock)
