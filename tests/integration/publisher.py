@@ -1,6 +1,6 @@
 """A publisher of its own process that trusts nobody: it notes every acknowledgement in a file before it counts it.
 
-    python -m tests.integration.publisher RUN_JSON ACKS SEED
+    python -m tests.integration.publisher RUN_JSON ACKS SEED [READINGS_PER_SECOND]
 
 RUN_JSON is read again after every lost connection, for the address of a restarted server. Every device has one
 sequence of readings with unique numbers; readings without an acknowledgement are sent again, in order and before new
@@ -11,6 +11,7 @@ readings, waits for what is unacknowledged, and closes every window with one lat
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import socket
@@ -42,7 +43,7 @@ def temperature(seq: int, random: Random) -> float:
 class Publisher:
     """One connection at a time, all devices over it."""
 
-    def __init__(self, run_json: Path, acks: Path, seed: int) -> None:
+    def __init__(self, run_json: Path, acks: Path, seed: int, rate: float = math.inf) -> None:
         self.run_json = run_json
         self.acks = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.random = Random(seed)
@@ -52,6 +53,9 @@ class Publisher:
         self.packet_id = 0
         self.stopping = False
         self.closed = False
+        #: Least time between two batches, and when the next one may leave.
+        self.pause_s = BATCH / rate
+        self.next_s = 0.0
 
     def run(self) -> None:
         """Until told to stop and everything is acknowledged."""
@@ -92,11 +96,12 @@ class Publisher:
         pending = b""
         while not self.done():
             self.heard_stop(0)
-            if len(self.unacknowledged) <= WINDOW - BATCH:
+            wait_s = self.wait_s()
+            if not wait_s:
                 connection.sendall(b"".join(self.next_packets()))
-            if not select.select(
-                [connection], [], [], 0 if len(self.unacknowledged) <= WINDOW - BATCH else 10
-            )[0]:
+                self.next_s = time.monotonic() + self.pause_s
+                wait_s = self.wait_s()
+            if not select.select([connection], [], [], wait_s)[0]:
                 continue
             got = connection.recv(65536)
             if not got:
@@ -105,6 +110,12 @@ class Publisher:
             whole = len(pending) - len(pending) % 4
             self.acknowledged(pending[:whole])
             pending = pending[whole:]
+
+    def wait_s(self) -> float:
+        """How long to wait for answers before there may be something to send."""
+        if len(self.unacknowledged) > WINDOW - BATCH:
+            return 10.0
+        return max(self.next_s - time.monotonic(), 0.0)
 
     def heard_stop(self, timeout: float) -> None:
         if not self.stopping and select.select([sys.stdin], [], [], timeout)[0] and not sys.stdin.readline():
@@ -153,4 +164,4 @@ class Publisher:
 
 
 if __name__ == "__main__":
-    Publisher(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])).run()
+    Publisher(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:])).run()
