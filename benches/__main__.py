@@ -24,6 +24,7 @@ from benches import costs, machine
 from benches.bench import Bench
 from benches.peers import Yardstick
 from benches.rows import (
+    closing,
     connections,
     flat_out,
     formats,
@@ -33,8 +34,10 @@ from benches.rows import (
     one_per_write,
     pressure,
     restart,
+    state,
     storm,
     whole_pipeline,
+    windows,
 )
 from benches.table import Row, say, show
 
@@ -52,6 +55,9 @@ ROWS = {
     "9": pressure.run,
     "10": storm.run,
     "11": gateway.run,
+    "12": windows.run,
+    "13": state.run,
+    "14": closing.run,
 }
 
 

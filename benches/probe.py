@@ -11,7 +11,9 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 from benches.server import Server
 from benches.subscribers import connect, packet, suback, subscribe, text
@@ -107,6 +109,59 @@ class Probe:
                 size = int.from_bytes(body[:2], "big")
                 device = body[2 : 2 + size].decode().rpartition("/")[2]
                 self._arrived.setdefault(device, now)
+
+
+class Alarms:
+    """A client that raises alarms one after the other, each at a device of its own, and times their messages.
+
+    name: of its devices, which no other has
+    """
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._name = name
+        self._sent = 0
+        self._publisher = _client(server.port, f"bench-probe-{name}")
+        self._subscriber = _client(server.port, f"bench-alarms-{name}")
+        self._subscriber.settimeout(PATIENCE_S)
+        self._subscriber.sendall(subscribe(["alarms/probe/#"]))
+        _expect(self._subscriber, suback(1))
+        self._rest = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._publisher.close()
+        self._subscriber.close()
+
+    def publish(self, topic: str, payload: dict[str, float]) -> None:
+        """One reading at QoS 0."""
+        self._publisher.sendall(packet(0x30, text(topic) + json.dumps(payload).encode()))
+
+    def run(self, done: Callable[[], bool]) -> list[float]:
+        """Milliseconds of each alarm until `done` says so, asked after each."""
+        found = []
+        while not found or not done():
+            device = f"{self._name}-{self._sent}"
+            self._sent += 1
+            begin = time.monotonic()
+            reading = {"ts": int(time.time() * 1000), "temperature": TEMPERATURE}
+            self.publish(f"dt/demo/{device}/telemetry", reading)
+            while self._next_device() != device:
+                pass
+            found.append((time.monotonic() - begin) * 1e3)
+            time.sleep(PAUSE_S / 5)
+        return found
+
+    def _next_device(self) -> str:
+        while (found := _first(self._rest)) is None:
+            part = self._subscriber.recv(1 << 16)
+            if not part:
+                raise SystemExit("bench: the server closed the connection that alarms come by")
+            self._rest += part
+        body, self._rest = found
+        size = int.from_bytes(body[:2], "big")
+        return body[2 : 2 + size].decode().rpartition("/")[2]
 
 
 def _first(buffer: bytes) -> tuple[bytes, bytes] | None:

@@ -5,6 +5,7 @@ lock. Errors are those of `headwater.errors`; built-in ones where they fit (Valu
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 import pyarrow as pa
@@ -312,6 +313,22 @@ def message_fields(
     """
 
 @final
+class Frozen:
+    """A state as it was when it was frozen, sealed: docs/formats/window-state.md. The state itself goes on."""
+
+    def length(self) -> int:
+        """Bytes of it."""
+
+    def append_to(self, path: Path) -> None:
+        """Writes it to the end of a file, which is not synced. raises: OSError"""
+
+def sealed(content: bytes) -> bytes:
+    """The content with its CRC32C after it."""
+
+def is_sealed(content: bytes) -> bool:
+    """Whether the last four bytes are the CRC32C of those before."""
+
+@final
 class AlignedWindows:
     """Window kernel for TUMBLE, HOP, CUMULATE and calendar windows: dense records per (pane, key), in Rust.
 
@@ -319,7 +336,7 @@ class AlignedWindows:
     aggregates: (function, index into inputs or None, parameter): count_star | count | sum | avg | min | max | var_pop |
                 var_samp | stddev_pop | stddev_samp | first_value | last_value | count_distinct | percentile; the
                 parameter of percentile is its share in millionths, else 0
-    inputs:     "double" or "bigint" for each input column; text, of count and count_distinct, is "bigint"
+    inputs:     "double", "bigint" or "text" for each input column; text that is only counted may be "bigint", too
     """
 
     def __init__(
@@ -348,11 +365,20 @@ class AlignedWindows:
         """Windows that ended at or before the watermark: `_key`, `window_start`, `window_end`, one column
         `aggregate_0`, `aggregate_1`, ... per aggregate, `revision` (0, then +1 for each amendment)."""
 
+    def early(self, watermark_us: int, max_rows: int) -> pa.RecordBatch | None:
+        """Results so far of open windows that have begun at the watermark, of keys changed since those before; columns
+        as above, `revision` 0. No rows may be added between two calls until it is None."""
+
     def forget(self, before_us: int) -> None:
         """Drops closed windows that ended at or before this."""
 
     def stats(self) -> dict[str, int]: ...
-    def encode(self) -> bytes: ...
+    def freeze(self, whole: bool) -> Frozen:
+        """The state as it is now, or what has changed since it was frozen last."""
+
+    def apply(self, changes: bytes) -> None:
+        """Takes in changes that `freeze` wrote of the state that this is. raises: ValueError"""
+
     @staticmethod
     def decode(
         state: bytes,
@@ -394,7 +420,12 @@ class SessionWindows:
         """Sessions that ended at or before the watermark, in order of (end, key, start); columns as above."""
 
     def stats(self) -> dict[str, int]: ...
-    def encode(self) -> bytes: ...
+    def freeze(self, whole: bool) -> Frozen:
+        """The state as it is now, or what has changed since it was frozen last."""
+
+    def apply(self, changes: bytes) -> None:
+        """Takes in changes that `freeze` wrote of the state that this is. raises: ValueError"""
+
     @staticmethod
     def decode(
         state: bytes,
@@ -413,7 +444,12 @@ class KeyInterner:
         """uint32 id per row. raises: LogFullError-like ValueError at max_keys"""
 
     def columns(self, ids: pa.Array) -> list[pa.Array]: ...
-    def encode(self) -> bytes: ...
+    def freeze(self, whole: bool) -> Frozen:
+        """The state as it is now, or what has changed since it was frozen last."""
+
+    def apply(self, changes: bytes) -> None:
+        """Takes in changes that `freeze` wrote of the state that this is. raises: ValueError"""
+
     @staticmethod
     def decode(state: bytes, types: list[str], max_keys: int) -> KeyInterner: ...
 

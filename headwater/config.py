@@ -222,7 +222,11 @@ class EngineSettings(Section):
         5_000_000, description="A partition without rows for so long does not hold windows open."
     )
     checkpoint_interval: DurationUs = Field(10_000_000, description="Time between two checkpoints of state.")
-    state_bytes: int = Field(1 << 30, ge=1 << 20, description="Memory of one query's windows.")
+    state_bytes: int = Field(
+        1 << 30,
+        ge=1 << 20,
+        description="Memory of one query's windows; what changes while a checkpoint is written is held twice.",
+    )
     amend_windows: int = Field(12, ge=0, description="Closed windows kept so that late rows can amend them.")
     max_keys: int = Field(10_000_000, ge=1, description="Distinct group keys of one query.")
 
@@ -341,7 +345,8 @@ class Settings(BaseSettings):
             "mqtt.max_retained_bytes": 1,
             "auth.max_waiting_bytes": int(self.auth.configured),
             "query.memory_bytes": self.query.concurrent,
-            "engine.state_bytes": len(self.queries),
+            # What changes while a checkpoint is written is held as it was, too.
+            "engine.state_bytes": 2 * len(self.queries),
         }
         found = []
         for name, count in sections.items():

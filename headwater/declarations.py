@@ -321,3 +321,7 @@ class QuerySection(Section):
     sql: str
     late: Literal["amend", "drop"] | None = Field(None, description="Overrides the stream's late policy.")
     paused: bool = Field(False, description="Reads nothing; its table stays as it is.")
+    early: Annotated[DurationUs, Field(ge=1_000_000)] | None = Field(
+        None,
+        description="Open windows show what they hold so far each time the watermark passes a multiple of this.",
+    )

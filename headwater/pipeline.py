@@ -346,12 +346,12 @@ class Pipeline:
             late = query.late or (stream.late if stream else "amend")
             lateness = stream.lateness if stream else 0
             source, result = self.schemas[plan.source], self.schemas[name]
-            wanted[name] = plan.signature(source), result, lateness, late
+            wanted[name] = plan.signature(source), result, lateness, late, query.early
             if name in self._given.tasks and self._given.tasks[name] != wanted[name]:
                 engine.remove(name)
                 del self._given.tasks[name]
             if name not in self._given.tasks:
-                engine.add(plan, source, result, lateness, late)
+                engine.add(plan, source, result, lateness, late, query.early)
                 self._given.tasks[name] = wanted[name]
         for name in self._given.tasks.keys() - wanted.keys():
             engine.remove(name)

@@ -130,6 +130,10 @@ def planned(
                         f"queries.{name}.late: found 'amend', but {reason}; late rows are left out and counted. "
                         "Leave it out, and give the stream a longer lateness where rows come late"
                     )
+                if query.early is not None and (reason := plans[name].unsteady):
+                    raise ConfigError(
+                        f"queries.{name}.early: found {query.early / 1e6:g} s, but {reason}. Leave it out"
+                    )
                 tables[name] = Schema(0, 0, name, plans[name].columns, plans[name].key)
             except SqlError as error:
                 refusals[name] = error

@@ -10,7 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,13 @@ _COMPARE: Final = {
     ">": (operator.gt, pc.greater),
     ">=": (operator.ge, pc.greater_equal),
 }
+#: Whether it holds for the greater values, and the side at which those or the lesser ones begin.
+_ORDERED: Final[dict[str, tuple[bool, Literal["left", "right"]]]] = {
+    ">": (True, "right"),
+    ">=": (True, "left"),
+    "<": (False, "left"),
+    "<=": (False, "right"),
+}
 _ARITHMETIC: Final[dict[str, Any]] = {
     "+": np.add,
     "-": np.subtract,
@@ -41,6 +48,12 @@ _ARITHMETIC: Final[dict[str, Any]] = {
     "/": np.divide,
     "%": np.fmod,
 }
+
+
+#: Comparisons of a column after which its rows are sorted: so many cost about as much as sorting does.
+_SORTED_FROM: Final = 160
+#: A comparison that holds for at most one row in so many is looked up in the sorted rows.
+_FEW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class Frame:
         self._values: dict[str, Value] = {}
         self._bounds: dict[str, tuple[Any, Any] | None] = {}
         self._asked: dict[str, int] = {}
+        self._sorted: dict[str, tuple[npt.NDArray[np.intp], Any]] = {}
         self._constant: dict[bool, Mask] = {}
 
     @classmethod
@@ -90,6 +104,10 @@ class Frame:
             self._constant[bool(found)] = np.full(self.rows, bool(found))
         return self._constant[bool(found)]
 
+    def nowhere(self, mask: Mask) -> bool:
+        """Whether the mask is false for every row."""
+        return mask is self._constant.get(False) or not mask.any()
+
     def bounds(self, name: str, type_: ColumnType) -> tuple[Any, Any] | None:
         """Least and greatest value of a numeric column, or None where they are not known.
 
@@ -103,6 +121,33 @@ class Frame:
             low, high = values.min(), values.max()
             self._bounds[name] = (low, high) if low <= high else None  # NaN has no order
         return self._bounds[name]
+
+    def few(self, symbol: str, name: str, type_: ColumnType, constant: Any) -> Mask | None:
+        """Where `column <symbol> constant` holds, if that is in few rows; None: compare them all.
+
+        With hundreds of conditions on a column one sort of it is cheaper than a pass for each.
+        """
+        if (
+            self._asked.get(name, 0) < _SORTED_FROM
+            or self._bounds.get(name) is None
+            or symbol not in _ORDERED
+        ):
+            return None
+        values = self.value(name, type_)[0]
+        if values.dtype != constant.dtype:
+            return None
+        if name not in self._sorted:
+            order = np.argsort(values)
+            self._sorted[name] = order, values[order]
+        order, ascending = self._sorted[name]
+        greater, side = _ORDERED[symbol]
+        at = int(np.searchsorted(ascending, constant, side))
+        rows = order[at:] if greater else order[:at]
+        if len(rows) * _FEW > self.rows:
+            return None
+        found = np.zeros(self.rows, np.bool_)
+        found[rows] = True
+        return found
 
 
 def column(name: str, type_: ColumnType) -> Vector:
@@ -150,6 +195,9 @@ def compare(symbol: str, left: Vector, right: Vector) -> Vector:
                 return np.bool_(outcome), None
             if outcome is not None:
                 return (a_known, np.False_) if outcome else (np.False_, a_known)
+            few = frame.few(symbol, left.column, left.type or ColumnType.DOUBLE, b)
+            if few is not None:
+                return (few, None) if a_known is None else (few & a_known, a_known & ~few)
         true, known = on_numpy(a, b), _both(a_known, b_known)
         return (true, None) if known is None else (true & known, known & ~true)
 

@@ -293,6 +293,30 @@ def test_pruned_by_bounds_is_the_same() -> None:
         assert [mask.tolist() for mask in shared] == [mask.tolist() for mask in alone], sql
 
 
+@pytest.mark.parametrize("nulls", [False, True])
+def test_looked_up_in_sorted_rows_is_the_same(nulls: bool) -> None:
+    """From some hundred comparisons of a column on, those that hold for few rows are looked up."""
+    rows = [{"x": (n * 7919 % 101) / 2, "i": n * 31 % 97} for n in range(300)]
+    if nulls:
+        rows[5].pop("x")
+        rows[9].pop("i")
+    batch = batch_of(rows)
+    sqls = [
+        f"{column} {op} {value}"
+        for column, values in (("x", [n / 4 for n in range(-3, 210)]), ("i", range(-2, 100)))
+        for op in ("<", "<=", ">", ">=", "=")
+        for value in values
+    ]
+    frame = Frame(batch)
+    for sql in sqls:
+        condition = compile_condition(sql, COLUMNS)
+        shared, alone = condition.evaluate(frame), condition.evaluate(batch)
+        assert [mask.tolist() for mask in shared] == [mask.tolist() for mask in alone], sql
+    types = {column: COLUMNS[column] for column in "xi"}
+    constants = {"x": np.float64(1e9), "i": np.int64(10**9)}
+    assert all(frame.few(">", name, type_, constants[name]) is not None for name, type_ in types.items())
+
+
 def test_an_empty_batch() -> None:
     frame = Frame(batch_of([]))
     for sql in ("x > 1", "x > 2", "x > 3", "TRUE", "s LIKE 'a' OR s IN ('a','b','c','d','e')", "b = b"):

@@ -29,6 +29,28 @@ MATCH = (
 )
 
 
+HAVING = (
+    "SELECT device, COUNT(*) AS n FROM TABLE(TUMBLE(TABLE t, DESCRIPTOR(ts), INTERVAL '1' MINUTE)) "
+    "GROUP BY device, window_start, window_end HAVING COUNT(*) > 1"
+)
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        (SESSION, "bounds, which name its row, change"),
+        (MATCH, "no result before it is complete"),
+        (HAVING, "HAVING could become untrue"),
+    ],
+)
+def test_a_query_whose_rows_are_not_replaced_has_no_early_results(tmp_path: Path, sql: str, why: str) -> None:
+    text = f'{STREAM}sql = "{sql}"\nearly = "10s"\n'
+    with pytest.raises(ConfigError, match=rf"queries\.q\.early: found 10 s, but .*{why}"):
+        planned(load(tmp_path, text))
+    if sql == HAVING:
+        planned(load(tmp_path, text.replace(" HAVING COUNT(*) > 1", "")))
+
+
 @pytest.mark.parametrize(
     ("sql", "why"), [(SESSION, "would change the bounds"), (MATCH, "would change which rows match")]
 )

@@ -138,6 +138,13 @@ class Tracker:
 
     def judge(self, frame: Frame) -> list[Transition]:
         """What the rows of a batch change, in log order, then what time has changed by its end."""
+        wheres = None
+        if not self.alarm.rules.timed and self.rows is None:
+            wheres = [step.where.evaluate(frame) for step in self.alarm.steps]
+            quiet = all(frame.nowhere(up) for up, _ in wheres)
+            # Most batches: nothing is remembered and nothing raises, so no row matters.
+            if quiet and not self._memories and not self.keys.unmet:
+                return []
         batch = frame.batch
         partitions, offsets = batch.column("_partition").to_numpy(), batch.column("_offset").to_numpy()
         counts = np.ones(frame.rows, np.bool_)
@@ -151,7 +158,9 @@ class Tracker:
         if self.alarm.rules.silent_us is not None:
             found = self._judge_silence(frame, counts, clock)
         else:
-            found = self._judge_conditions(frame, counts, times, clock)
+            if wheres is None:
+                wheres = [step.where.evaluate(frame) for step in self.alarm.steps]
+            found = self._judge_conditions(frame, wheres, counts, times, clock)
         if self.alarm.rules.timed:
             self.clock_us = max(self.clock_us, int(clock[-1])) if len(clock) else self.clock_us
             found += self._expire(self.clock_us)
@@ -204,8 +213,9 @@ class Tracker:
         assert self.rows is not None  # a rate is kept there
         self.rows.put_values(after)
 
-    def _judge_conditions(self, frame: Frame, counts: Any, times: Any, clock: Any) -> list[Transition]:
-        wheres = [step.where.evaluate(frame) for step in self.alarm.steps]
+    def _judge_conditions(
+        self, frame: Frame, wheres: Sequence[tuple[Any, Any]], counts: Any, times: Any, clock: Any
+    ) -> list[Transition]:
         raises = reduce(or_, (up for up, _ in wheres))
         if self.alarm.schedule and raises.any():
             raises = raises & self.alarm.schedule.mask(times)

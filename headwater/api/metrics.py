@@ -240,6 +240,17 @@ class Metrics:
             for query, values in per_query.items():
                 family.add_metric([query], values[name])
             yield family
+        gauges = {
+            "state_bytes": ("state_bytes", "Memory of a query's windows", 1),
+            "checkpoint_bytes": ("checkpoint_bytes", "Bytes of a query's newest checkpoint", 1),
+            "checkpoint_seconds": ("checkpoint_us", "From taking its state until it was on disk", 1e6),
+            "checkpoint_pause_seconds": ("checkpoint_pause_us", "For how long the query stood still", 1e6),
+        }
+        for name, (key, text, unit) in gauges.items():
+            gauge = GaugeMetricFamily(f"headwater_query_{name}", text, labels=["query"])
+            for query, values in per_query.items():
+                gauge.add_metric([query], values[key] / unit)
+            yield gauge
 
     def _books(self) -> Iterator[Metric]:
         found = books(self._parts)

@@ -83,7 +83,7 @@ class Store(Protocol):
 
         schema:    registered in the log before
         latest_by: for a query's result: SQL sees, per value of these columns, only the row with the highest
-                   `revision` (0 for the first), and not the column `revision`
+                   `revision` (0 for the final one, below it early ones), and not the column `revision`
         raises:    StoreError; LogError when the log no longer holds rows that the table still needs
         """
 

@@ -59,7 +59,7 @@ class DataFile:
     columns:        names of the columns it holds; a column declared later is absent
     low_us:         least `ts`, microseconds UTC; None: unknown
     high_us:        greatest `ts`
-    high_revision:  greatest `revision` of a query's result; 0 where there is no such column
+    revised:        whether some `revision` of a query's result is not 0
     """
 
     path: Path
@@ -68,7 +68,7 @@ class DataFile:
     columns: frozenset[str]
     low_us: int | None
     high_us: int | None
-    high_revision: int
+    revised: bool
 
 
 class StoredTable:
@@ -252,7 +252,7 @@ class StoredTable:
                     columns_of[tag],
                     _micros(row.get("min.ts")),
                     _micros(row.get("max.ts")),
-                    row.get("max.revision") or 0,
+                    bool(row.get("min.revision") or row.get("max.revision")),
                 )
             )
         self.files = tuple(sorted(found, key=lambda file: file.path.name))
@@ -266,9 +266,9 @@ class StoredTable:
         stats = json.loads(file.stats)
         low, high = (_micros(stats[bound].get("ts")) for bound in ("minValues", "maxValues"))
         columns = frozenset(stats["nullCount"])
-        revision = stats["maxValues"].get("revision", 0)
+        revised = any(stats[bound].get("revision") for bound in ("minValues", "maxValues"))
         path = self.hour_directory(hour) / file.name
-        return DataFile(path, file.rows, file.size, columns, low, high, revision)
+        return DataFile(path, file.rows, file.size, columns, low, high, revised)
 
     def _remove_orphans(self) -> None:
         """Data files that no transaction names: written before a crash, their rows are still in the log."""

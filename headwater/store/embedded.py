@@ -469,7 +469,7 @@ def _create_view(query: Query, entry: _Entry, files: Sequence[DataFile], rows: p
     union = " UNION ALL ".join(parts)
     shown = ", ".join(f'"{column.name}"' for column in entry.shown)
     newest = ""
-    # Most tables never see an amended window; then every row is the latest of its key.
+    # Most tables never see an amended window or an early result; then every row is the latest of its key.
     if entry.latest_by and _amended(rows, files):
         keys = ", ".join(f'"{column}"' for column in entry.latest_by)
         newest = f" QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY revision DESC) = 1"
@@ -477,7 +477,8 @@ def _create_view(query: Query, entry: _Entry, files: Sequence[DataFile], rows: p
 
 
 def _amended(tail: pa.Table, files: Sequence[DataFile]) -> bool:
-    return any(file.high_revision for file in files) or bool(pc.max(tail["revision"]).as_py())
+    found = pc.min_max(tail["revision"]).as_py()
+    return any(file.revised for file in files) or bool(found["min"] or found["max"])
 
 
 def _select(columns: Sequence[Column], held: frozenset[str]) -> str:

@@ -21,8 +21,7 @@ from headwater.streams.refusals import nearest, refuse, text
 _T = ColumnType
 _NUMERIC: Final = (_T.DOUBLE, _T.BIGINT)
 _ORDERED: Final = (*_NUMERIC, _T.TIMESTAMP)
-_SINGLE: Final = (*_ORDERED, _T.BOOLEAN)
-_COMPARED: Final = (*_SINGLE, _T.STRING)
+_COMPARED: Final = (*_ORDERED, _T.BOOLEAN, _T.STRING)
 
 #: Function of the kernel -> types it takes, None for any; and the type of its result, None for that of its input.
 FUNCTIONS: Final[Mapping[str, tuple[tuple[ColumnType, ...] | None, ColumnType | None]]] = {
@@ -35,8 +34,8 @@ FUNCTIONS: Final[Mapping[str, tuple[tuple[ColumnType, ...] | None, ColumnType | 
     "var_samp": (_NUMERIC, _T.DOUBLE),
     "stddev_pop": (_NUMERIC, _T.DOUBLE),
     "stddev_samp": (_NUMERIC, _T.DOUBLE),
-    "first_value": (_SINGLE, None),
-    "last_value": (_SINGLE, None),
+    "first_value": (_COMPARED, None),
+    "last_value": (_COMPARED, None),
     "count_distinct": (_COMPARED, _T.BIGINT),
     "percentile": (_NUMERIC, _T.DOUBLE),
 }

@@ -26,11 +26,13 @@ class QueryMetrics(TypedDict):
     amendments_skipped: int
     """Rows of another query's result that only amend: a query over a query reads first results."""
     windows: int
-    """Results: the two below."""
+    """Results: the three below."""
     windows_closed: int
     """First results: one per window and key, those that HAVING leaves out included."""
     amendments: int
     """Further revisions."""
+    early: int
+    """Results of windows that were still open."""
     watermark_us: int | None
     """Microseconds UTC; None before the first one."""
     lag_rows: int
@@ -38,16 +40,30 @@ class QueryMetrics(TypedDict):
     steps: int
     """Number of the last recorded step."""
     state_bytes: int
-    """Memory of open and held windows."""
+    """Memory of open and held windows; while a checkpoint is written, what changes of it is held twice."""
+    checkpoint_bytes: int
+    """Of the newest checkpoint: all of the state, or what had changed."""
+    checkpoint_us: int
+    """From when its state was taken until it was on disk; the query went on meanwhile."""
+    checkpoint_pause_us: int
+    """For how long the query stood still while the state was taken."""
 
 
 class Engine(Protocol):
     """Runs continuous queries. Driven by one thread."""
 
     def add(
-        self, plan: Plan, source: Schema, result: Schema, lateness_us: int, late: Literal["amend", "drop"]
+        self,
+        plan: Plan,
+        source: Schema,
+        result: Schema,
+        lateness_us: int,
+        late: Literal["amend", "drop"],
+        early_us: int | None = None,
     ) -> None:
         """Starts a query, or goes on where it stood; `result` has the plan's columns and is registered.
+
+        early_us: open windows show results each time the watermark passes a multiple of it; None: none do
 
         raises: DataDirectoryError when its stored state cannot be read
         """

@@ -54,6 +54,12 @@ class Intake:
         self._inputs += [Column(name, expression.type) for name, expression in plan.computed.items()]
         #: Text whose values are told apart; of other text only whether there is a value counts.
         self._distinct = {a.column for a in plan.aggregates if a.function == "count_distinct"}
+        #: Text whose values are kept.
+        self._kept = {
+            a.column
+            for a in plan.aggregates
+            if a.function in ("first_value", "last_value") and a.type is ColumnType.STRING
+        }
         self._groups = [group.column for group in plan.groups]
         self._by_key = self._groups == [source.key]
         #: A result stream: reads each window's first result, amendments would count twice.
@@ -87,7 +93,10 @@ class Intake:
     @property
     def kernel_inputs(self) -> list[str]:
         """Kernel types of the input columns."""
-        return ["double" if column.type is ColumnType.DOUBLE else "bigint" for column in self._inputs]
+        return [
+            "double" if c.type is ColumnType.DOUBLE else "text" if c.name in self._kept else "bigint"
+            for c in self._inputs
+        ]
 
     @property
     def kernel_aggregates(self) -> list[tuple[str, int | None, int]]:
@@ -115,8 +124,12 @@ class Intake:
             counters[counter] += before - int(select.sum())
 
         if self._first_results:
-            revision = batch.column("revision").to_numpy(zero_copy_only=False)
-            keep(revision % GENERATION == 0, "amendments_skipped")
+            revision = batch.column("revision").to_numpy(zero_copy_only=False) % GENERATION
+            keep(revision == 0, "amendments_skipped")
+            early = revision >= GENERATION // 2
+            if early.any():
+                # Their windows are open: they say nothing about how far the source has come.
+                ts = np.where(early, watermarks.NONE, ts)
         if timed is not None:
             keep(timed, "dropped")
         if floor_us is not None and (ts < floor_us).any():
@@ -150,7 +163,7 @@ class Intake:
             return values
         if column.type in (ColumnType.TIMESTAMP, ColumnType.BOOLEAN):
             return values.cast(pa.int64())
-        if column.name in self._distinct:
+        if column.name in self._distinct | self._kept:
             return values
         return pc.if_else(values.is_valid(), pa.scalar(0, pa.int64()), pa.scalar(None, pa.int64()))
 

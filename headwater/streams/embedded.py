@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -19,24 +20,37 @@ from headwater.streams.query import Query, Task
 class EmbeddedEngine:
     """`streams.base.Engine` with its state in `directory`/engine.
 
-    clock: microseconds UTC; decides when a partition is idle and when a checkpoint is due
+    clock:    microseconds UTC; decides when a partition is idle and when a checkpoint is due
+    executor: writes checkpoints while the queries go on; None: a thread of the engine's own
     """
 
     def __init__(
-        self, log: EmbeddedLog, directory: Path, settings: EngineSettings, clock: Callable[[], int]
+        self,
+        log: EmbeddedLog,
+        directory: Path,
+        settings: EngineSettings,
+        clock: Callable[[], int],
+        executor: Executor | None = None,
     ) -> None:
         self._log = log
         self._directory = directory / "engine"
         self._settings = settings
         self._clock = clock
+        self._executor = executor or ThreadPoolExecutor(1, "checkpoints")
         self._queries: dict[str, Query] = {}
 
     def add(
-        self, plan: Plan, source: Schema, result: Schema, lateness_us: int, late: Literal["amend", "drop"]
+        self,
+        plan: Plan,
+        source: Schema,
+        result: Schema,
+        lateness_us: int,
+        late: Literal["amend", "drop"],
+        early_us: int | None = None,
     ) -> None:
-        task = Task(plan, source, result, lateness_us, late)
+        task = Task(plan, source, result, lateness_us, late, early_us)
         path = self._directory / f"{plan.name}.checkpoint"
-        query = Query(self._log, task, self._settings, path, self._clock)
+        query = Query(self._log, task, self._settings, path, self._clock, self._executor)
         # Another dictionary each time: others look at it meanwhile.
         self._queries = {**self._queries, plan.name: query}
 
@@ -61,8 +75,7 @@ class EmbeddedEngine:
         for query in self._queries.values():
             try:
                 busy = query.step() or busy
-                if query.checkpoint_due():
-                    busy = query.checkpoint() or busy
+                busy = query.save() or busy
             except HeadwaterError as error:
                 failure = failure or error
         if failure is not None:
@@ -79,3 +92,4 @@ class EmbeddedEngine:
     def close(self) -> None:
         self.checkpoint()
         self._queries = {}
+        self._executor.shutdown()

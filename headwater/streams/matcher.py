@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headwater import _native
 from headwater.errors import LogFullError
 from headwater.records import ColumnType
+from headwater.streams.checkpoint import Encoded
 from headwater.streams.patterns import Pattern, Variable, column_of
 from headwater.streams.plan import Plan
 from headwater.streams.watermarks import NONE
@@ -135,8 +137,8 @@ class Matcher:
         """bytes: memory of rows that wait and of open matches."""
         return {"bytes": self._open.nbytes + sum(one.rows.nbytes for one in self._waiting)}
 
-    def encode(self) -> bytes:
-        """The state, when all matches found are taken."""
+    def freeze(self, whole: bool) -> Encoded:
+        """The state, when all matches found are taken; it is small and always whole."""
         schema = self._stored
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
@@ -144,13 +146,19 @@ class Matcher:
             batches += [(one.rows, pa.nulls(one.rows.num_rows, pa.int64())) for one in self._waiting]
             for rows, deadline in batches:
                 stream.write_batch(pa.record_batch([*rows.columns, deadline], schema=schema))
-        return bytes(sink.getvalue())
+        return Encoded(_native.sealed(bytes(sink.getvalue())))
+
+    def apply(self, state: bytes) -> None:
+        """A later state in place of this one. raises: ValueError when it is not understood"""
+        self._waiting = []
+        self._decode(state)
 
     @property
     def _stored(self) -> pa.Schema:
         return self._schema.append(pa.field("_deadline", pa.int64())).with_metadata({_NAME: VERSION})
 
     def _decode(self, state: bytes) -> None:
+        # The stream ends before the checksum.
         with pa.ipc.open_stream(state) as stream:
             if not stream.schema.equals(self._stored, check_metadata=True):
                 raise ValueError("its open matches are of another pattern or version")

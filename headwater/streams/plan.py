@@ -105,6 +105,15 @@ class Plan:
             return "a late row would change the bounds of a SESSION window, which name its row"
         return None if self.having is None else "a late row could make HAVING untrue for a row that is out"
 
+    @property
+    def unsteady(self) -> str | None:
+        """Why a window cannot show results before it closes, None where it can: a row that is out is only replaced."""
+        if self.pattern is not None:
+            return "a match has no result before it is complete"
+        if self.shape.kind == "session":
+            return "a SESSION window's bounds, which name its row, change until it closes"
+        return None if self.having is None else "HAVING could become untrue for a row that is out"
+
     def signature(self, source: Schema) -> str:
         """Names the meaning of the engine's state: equal signatures can go on from each other's checkpoint."""
         types = {column.name: column.type.value for column in source.columns}

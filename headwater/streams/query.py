@@ -11,6 +11,8 @@ to read, idle marks; then new revisions of amended windows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,16 +22,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headwater.config import EngineSettings
-from headwater.errors import LogError, LogFullError, QueryLimitError
+from headwater.errors import DataDirectoryError, LogError, LogFullError, QueryLimitError
 from headwater.log.embedded import EmbeddedLog, EmbeddedReader
 from headwater.records import STEPS, STEPS_SCHEMA, Offsets, Schema
 from headwater.streams import recovery
 from headwater.streams.base import QueryMetrics
 from headwater.streams.batches import Rows, results
-from headwater.streams.checkpoint import Checkpoint, Header, write_checkpoint
+from headwater.streams.checkpoint import Header, Writer
 from headwater.streams.plan import Plan
 from headwater.streams.steps import Step
-from headwater.streams.windows import Windows
+from headwater.streams.windows import Terms, Windows
 
 #: Most rows read by one step, and most result rows written by one: a step stays short whatever the number of keys.
 READ_ROWS: Final = 100_000
@@ -47,14 +49,16 @@ class Task:
     result: Schema
     lateness_us: int
     late: Literal["amend", "drop"]
+    early_us: int | None = None
 
-    def held_windows(self, settings: EngineSettings) -> int:
-        """How many closed windows late rows may amend."""
-        return settings.amend_windows if self.late == "amend" and self.plan.final is None else 0
+    def terms(self, settings: EngineSettings) -> Terms:
+        """What its windows go by."""
+        amends = self.late == "amend" and self.plan.final is None
+        return Terms(self.lateness_us, settings.amend_windows if amends else 0, self.early_us)
 
 
 class Query:
-    """A running query. path: of its checkpoint; clock: microseconds UTC.
+    """A running query. path: of its checkpoint; clock: microseconds UTC; executor: writes checkpoints.
 
     raises: DataDirectoryError when its stored state cannot be read
     """
@@ -74,13 +78,22 @@ class Query:
     _checkpointed: tuple[list[int], int]
     #: Offsets of source and steps that the newest checkpoint needs.
     _needed: tuple[Offsets, Offsets]
+    _writer: Writer
+    #: A checkpoint on its way to the disk, and what it needs.
+    _writing: tuple[Future[int], tuple[Offsets, Offsets]] | None
     #: A step whose append was refused: nothing else happens before it is written.
     _unwritten: tuple[Step, pa.RecordBatch | None] | None
     #: Something failed half way: memory is not trusted any more, the next step begins with a recovery.
     _doubtful: bool
 
     def __init__(
-        self, log: EmbeddedLog, task: Task, settings: EngineSettings, path: Path, clock: Callable[[], int]
+        self,
+        log: EmbeddedLog,
+        task: Task,
+        settings: EngineSettings,
+        path: Path,
+        clock: Callable[[], int],
+        executor: Executor,
     ) -> None:
         self._log = log
         self._task = task
@@ -90,6 +103,10 @@ class Query:
         self._signature = task.plan.signature(task.source)
         self._name = task.plan.name
         self._number = 0
+        self._executor = executor
+        self._writing = None
+        #: Of the newest checkpoint: bytes, how long the query stood still for it, and how long it took in all.
+        self._checkpoint_bytes = self._pause_us = self._written_us = 0
         self._recover()
 
     def step(self) -> bool:
@@ -112,14 +129,58 @@ class Query:
             self._doubtful = True
             raise
 
+    def save(self) -> bool:
+        """Takes note of a checkpoint that has been written, begins one that is due; says whether it did something.
+
+        raises: DataDirectoryError when the disk refuses: the next one is tried when it is due
+        """
+        written = self._settle(wait=False)
+        due = self._clock() - self._checkpointed_us >= self._settings.checkpoint_interval
+        news = self._checkpointed != (self._windows.offsets, self._number)
+        return (due and news and self._writing is None and self._begin_checkpoint()) or written
+
     def checkpoint(self) -> bool:
         """Makes the state durable, unless the query is in the middle of closing windows; says whether it did.
 
         raises: DataDirectoryError when the disk refuses
         """
-        windows = self._windows
-        if windows.closing or self._rows is not None or self._unwritten is not None or self._doubtful:
+        self._settle(wait=True)
+        return self._begin_checkpoint() and self._settle(wait=True)
+
+    def metrics(self) -> QueryMetrics:
+        """Counters and position."""
+        counters = self._windows.counters
+        return QueryMetrics(
+            rows=counters["rows"],
+            filtered=counters["filtered"],
+            late=counters["late"],
+            dropped=counters["dropped"],
+            amendments_skipped=counters["amendments_skipped"],
+            windows=counters["windows_closed"] + counters["amendments"] + counters["early"],
+            windows_closed=counters["windows_closed"],
+            amendments=counters["amendments"],
+            early=counters["early"],
+            watermark_us=self._windows.position()[1],
+            lag_rows=sum(self._log.end(self._task.source.stream)) - sum(self._windows.offsets),
+            steps=self._number,
+            state_bytes=self._windows.state_bytes(),
+            checkpoint_bytes=self._checkpoint_bytes,
+            checkpoint_us=self._written_us,
+            checkpoint_pause_us=self._pause_us,
+        )
+
+    @property
+    def _between_steps(self) -> bool:
+        """Whether the state is one that a replay comes by: nothing is half done."""
+        halfway = self._windows.closing or self._rows is not None or self._unwritten is not None
+        return not (halfway or self._doubtful)
+
+    def _begin_checkpoint(self) -> bool:
+        """Takes the state as it is and hands it to the writer; the query can go on at once."""
+        if not self._between_steps:
             return False
+        windows = self._windows
+        began_us = self._clock()
         highest, watermark = windows.position()
         steps_at = self._log.end(STEPS)
         header = Header(
@@ -135,15 +196,17 @@ class Query:
             watermark=watermark,
             amended=windows.amended,
             floor_us=windows.floor_us,
-            lateness_us=windows.marks.lateness_us,
-            held_windows=windows.held_windows,
+            lateness_us=windows.terms.lateness_us,
+            held_windows=windows.terms.held_windows,
             counters=dict(windows.counters),
+            early_us=windows.terms.early_us,
         )
-        write_checkpoint(self._path, Checkpoint(header, *windows.encode()))
-        # Should the new file turn out damaged, the one before it counts: hold what that one needs.
-        self._hold(self._needed)
-        self._needed = (tuple(windows.offsets), steps_at)
+        whole = self._writer.next_is_whole
+        writing = self._writer.write(header, *windows.freeze(whole), whole)
+        self._writing = (writing, (tuple(windows.offsets), steps_at))
         self._checkpointed_us = self._clock()
+        self._pause_us = self._checkpointed_us - began_us
+        writing.add_done_callback(lambda _: self._note_written(began_us))
         self._checkpointed = (list(windows.offsets), self._number)
         return True
 
@@ -152,28 +215,24 @@ class Query:
         for stream in (self._task.source.stream, STEPS):
             self._log.release(f"engine/{self._name}", stream)
 
-    def checkpoint_due(self) -> bool:
-        """Whether the settings' interval is over and there is something new."""
-        due = self._clock() - self._checkpointed_us >= self._settings.checkpoint_interval
-        return due and self._checkpointed != (self._windows.offsets, self._number)
+    def _note_written(self, began_us: int) -> None:
+        """Runs where the checkpoint was written."""
+        self._written_us = self._clock() - began_us
 
-    def metrics(self) -> QueryMetrics:
-        """Counters and position."""
-        counters = self._windows.counters
-        return QueryMetrics(
-            rows=counters["rows"],
-            filtered=counters["filtered"],
-            late=counters["late"],
-            dropped=counters["dropped"],
-            amendments_skipped=counters["amendments_skipped"],
-            windows=counters["windows_closed"] + counters["amendments"],
-            windows_closed=counters["windows_closed"],
-            amendments=counters["amendments"],
-            watermark_us=self._windows.position()[1],
-            lag_rows=sum(self._log.end(self._task.source.stream)) - sum(self._windows.offsets),
-            steps=self._number,
-            state_bytes=self._windows.state_bytes(),
-        )
+    def _settle(self, wait: bool) -> bool:
+        """Takes note of a checkpoint that has been written; says whether there was one."""
+        if self._writing is None or not (wait or self._writing[0].done()):
+            return False
+        (writing, needed), self._writing = self._writing, None
+        try:
+            self._checkpoint_bytes = writing.result()
+        except DataDirectoryError:
+            self._checkpointed = ([], 0)
+            raise
+        # Should the new one turn out damaged, the one before it counts: hold what that one needs.
+        self._hold(self._needed)
+        self._needed = needed
+        return True
 
     def _advance(self) -> bool:
         now, windows = self._clock(), self._windows
@@ -266,17 +325,18 @@ class Query:
         self._number, self._recorded = step.number, step.to
 
     def _adopt_settings(self) -> None:
-        """Changed lateness, late policy or amend_windows count from a checkpoint on, so that a replay knows where."""
-        windows = self._windows
-        old = (windows.marks.lateness_us, windows.held_windows)
-        new = (self._task.lateness_us, self._task.held_windows(self._settings))
-        if old != new:
-            windows.marks.lateness_us, windows.held_windows = new
-            if not self.checkpoint():  # in the middle of closing windows: once they are out
-                windows.marks.lateness_us, windows.held_windows = old
+        """Changed settings of windows count from a checkpoint on, so that a replay knows where."""
+        terms = self._task.terms(self._settings)
+        # In the middle of closing windows: once they are out.
+        if self._windows.terms != terms and self._between_steps:
+            self._windows.terms = terms
+            self.checkpoint()
 
     def _recover(self) -> None:
         """Takes over stored state, or begins: the memory of before is gone."""
+        with suppress(DataDirectoryError):
+            self._settle(wait=True)
+        self._writer = Writer(self._path, self._executor)
         found = recovery.recover(self._log, self._task, self._settings, self._path)
         if found.number < self._number:
             # With log.durability = "async" an append returns before its rows can be read.

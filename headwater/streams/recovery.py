@@ -18,9 +18,9 @@ from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError
 from headwater.log.embedded import EmbeddedLog, EmbeddedReader
 from headwater.records import STEPS, Offsets
-from headwater.streams.checkpoint import Checkpoint, Header, previous, read_checkpoint
+from headwater.streams.checkpoint import Header, Stored, previous, read_checkpoint
 from headwater.streams.steps import Step, steps_of
-from headwater.streams.windows import ALL, Windows
+from headwater.streams.windows import ALL, Terms, Windows
 
 if TYPE_CHECKING:
     from headwater.streams.query import Task
@@ -56,6 +56,16 @@ def recover(log: EmbeddedLog, task: Task, settings: EngineSettings, path: Path) 
     if found is None and not steps:
         return _begin(log, task, settings, log.start(task.source.stream), 0, 0, None)
     reason = _misfit(log, task, header, steps)
+    if (
+        found is not None
+        and found.problem is not None
+        and reason is not None
+        and reason == _gone(log, header)
+    ):
+        raise DataDirectoryError(
+            f"{found.problem}; the checkpoint before it, of step {found.header.step}, is no use: {reason}. Move "
+            f"{path} and {previous(path)} away to start the query anew at the log's end"
+        )
     if found is None or reason is not None:
         return _begin_anew(log, task, settings, header, steps, reason)
     return _resume(log, task, settings, path, found, steps)
@@ -70,8 +80,7 @@ def _begin(
     generation: int,
     floor_us: int | None,
 ) -> Recovered:
-    held = task.held_windows(settings)
-    windows = Windows(task.plan, task.source, settings, offsets, task.lateness_us, held, floor_us)
+    windows = Windows(task.plan, task.source, settings, offsets, task.terms(settings), floor_us)
     return Recovered(windows, number, generation, (offsets, log.end(STEPS)), True)
 
 
@@ -107,7 +116,7 @@ def _resume(
     task: Task,
     settings: EngineSettings,
     path: Path,
-    found: Checkpoint,
+    found: Stored,
     steps: list[Step],
 ) -> Recovered:
     header = found.header
@@ -117,13 +126,11 @@ def _resume(
             task.source,
             settings,
             header.offsets,
-            header.lateness_us,
-            header.held_windows,
+            Terms(header.lateness_us, header.held_windows, header.early_us),
             header.floor_us,
-            found.windows,
-            found.keys,
+            found.states(),
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise DataDirectoryError(
             f"reading checkpoint {path}: {error}. Start the version of Headwater that wrote it, or move it and "
             f"{previous(path)} away to start the query anew at the log's end"
@@ -148,6 +155,13 @@ def _misfit(log: EmbeddedLog, task: Task, header: Header | None, steps: list[Ste
         return "its SQL changed"
     if any(step.generation != header.generation for step in steps):
         return "its SQL changed after the newest checkpoint that is valid"
+    return _gone(log, header)
+
+
+def _gone(log: EmbeddedLog, header: Header | None) -> str | None:
+    """Which rows that a replay from there needs the log has no longer; None where it has all."""
+    if header is None:
+        return None
     for stream, offsets in ((header.stream, header.offsets), (STEPS, header.steps_at)):
         if any(first > wanted for first, wanted in zip(log.start(stream), offsets, strict=False)):
             return f"rows of stream {stream} that it had not read are gone from the log"

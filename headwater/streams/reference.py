@@ -151,7 +151,7 @@ FEATURES: Final = (
     ),
     (
         "Value of the first and the last row by event time, of equal times by place in the log",
-        "SELECT FIRST_VALUE(temperature) AS opened, LAST_VALUE(door) AS door FROM $W $G",
+        "SELECT FIRST_VALUE(temperature) AS opened, LAST_VALUE(door) AS door, LAST_VALUE(site) AS site FROM $W $G",
         "no: Flink goes by arrival",
     ),
     (

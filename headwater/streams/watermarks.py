@@ -9,7 +9,7 @@ source: Akidau et al. 2015, The Dataflow Model, section 2.3 (watermarks); Flink 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,16 +33,18 @@ class Watermarks:
     With all partitions idle it stays. A row makes its partition active again.
     """
 
-    def __init__(self, partitions: int, lateness_us: int, grid: Grid) -> None:
+    def __init__(self, partitions: int, lateness_us: int, grid: Grid, early_us: int | None = None) -> None:
         self.highest = np.full(partitions, NONE, dtype=np.int64)
         self.idle = np.zeros(partitions, dtype=np.bool_)
         self.watermark = NONE
         self.lateness_us = lateness_us
+        #: Multiples of it are stops, too, where results of open windows are wanted.
+        self.early_us = early_us
         self._grid = grid
 
     def copy(self) -> Watermarks:
         """The same state, from here on on its own."""
-        copy = Watermarks(len(self.highest), self.lateness_us, self._grid)
+        copy = Watermarks(len(self.highest), self.lateness_us, self._grid, self.early_us)
         copy.highest[:], copy.idle[:], copy.watermark = self.highest, self.idle, self.watermark
         return copy
 
@@ -51,15 +53,20 @@ class Watermarks:
         """End of the newest pane that the watermark has passed: windows ending at or before it are closed."""
         return self.behind(0)
 
+    @property
+    def early_tick(self) -> int:
+        """The number of the last multiple of `early_us` that the watermark has passed."""
+        return 0 if self.early_us is None else self.watermark // self.early_us
+
     def behind(self, panes: int) -> int:
         """The end of a pane so many before that one."""
         return self._grid.start(self._grid.number(self.watermark) - panes)
 
     def take(self, partition: npt.NDArray[np.uint16], ts: _Int64) -> tuple[int, bool]:
-        """Takes rows up to and including the first one at which `boundary` rises.
+        """Takes rows up to and including the first one at which `boundary` or `early_tick` rises.
 
         partition, ts: of rows in log order; ts in microseconds, NONE for a row without event time
-        returns:       (rows taken, whether the boundary rose)
+        returns:       (rows taken, whether one of them rose)
         """
         start, look = 0, _FIRST_LOOK
         while start < len(ts):
@@ -81,18 +88,18 @@ class Watermarks:
         return before
 
     def set_idle(self, idle: Sequence[bool]) -> bool:
-        """Replaces the idle marks; returns whether the boundary rose.
+        """Replaces the idle marks; returns whether `boundary` or `early_tick` rose.
 
         When the last active partitions become idle together, those that had rows still count this once: a partition
         without any row must not keep their windows open for good.
         """
-        before, was_active = self.boundary, ~self.idle
+        before, was_active = self.watermark, ~self.idle
         self.idle[:] = idle
         without = self.idle
         if without.all():
             without = ~(was_active & (self.highest != NONE))
         self.watermark = max(self.watermark, self._lowest(self.highest, without))
-        return self.boundary > before
+        return bool(self._rises(before, self.watermark))
 
     def _absorb(self, partition: npt.NDArray[np.uint16], ts: _Int64) -> int | None:
         """Takes all rows, or those up to the one that raises the boundary: its index."""
@@ -102,15 +109,20 @@ class Watermarks:
         # Without a partition waking up the minimum only grows, so its last value tells whether it crosses.
         if not (self.idle & seen).any():
             watermark = max(self.watermark, self._lowest(highest, self.idle))
-            if self._grid.number(watermark) == self._grid.number(self.watermark):
+            if not self._rises(self.watermark, watermark):
                 self.highest, self.watermark = highest, watermark
                 return None
         running = self._running(partition, ts, seen)
-        rises = self._grid.number(running) > self._grid.number(self.watermark)
+        rises = self._rises(self.watermark, running)
         at = int(rises.argmax()) if rises.any() else None
         end = len(ts) if at is None else at + 1
         self._advance(partition[:end], ts[:end], int(running[end - 1]))
         return at
+
+    def _rises(self, before: int, after: Any) -> Any:
+        """Whether a watermark, or each of an array, has passed a stop since the one before."""
+        rises = self._grid.number(after) > self._grid.number(before)
+        return rises if self.early_us is None else rises | (after // self.early_us > before // self.early_us)
 
     def _advance(self, partition: npt.NDArray[np.uint16], ts: _Int64, watermark: int) -> None:
         np.maximum.at(self.highest, partition, ts)

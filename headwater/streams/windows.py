@@ -8,7 +8,8 @@ Order: rows up to the one that raises the boundary; then all windows closed by i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from headwater.config import EngineSettings
 from headwater.errors import LogFullError, QueryLimitError
 from headwater.records import Schema
 from headwater.streams.batches import Intake, Rows
+from headwater.streams.checkpoint import State
 from headwater.streams.matcher import Matcher
 from headwater.streams.plan import Plan
 from headwater.streams.watermarks import NONE, Watermarks
@@ -35,15 +37,32 @@ COUNTERS: Final = (
     "amendments_skipped",
     "windows_closed",
     "amendments",
+    "early",
 )
+#: Early results have revisions from here on; the final one of a window has 0.
+FIRST_EARLY: Final = -(1 << 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Settings that decide what is in which result.
+
+    lateness_us, held_windows: how far the watermark stays behind, and how many closed windows late rows may amend
+    early_us:                  open windows show results each time the watermark passes a multiple of it; None: none do
+    """
+
+    lateness_us: int
+    held_windows: int
+    early_us: int | None = None
 
 
 class Windows:
     """Windows of one query.
 
-    lateness_us, held_windows: how far the watermark stays behind, and how many closed windows late rows may amend
     floor_us: rows before it are left out; None: none are
-    windows, keys: encoded state, empty for a new query
+    states: of a checkpoint: window state and keys, whole ones, then changes; none for a new query
+
+    raises: ValueError when they are not understood
     """
 
     def __init__(
@@ -52,13 +71,13 @@ class Windows:
         source: Schema,
         settings: EngineSettings,
         offsets: Sequence[int],
-        lateness_us: int,
-        held_windows: int,
+        terms: Terms,
         floor_us: int | None = None,
-        windows: bytes = b"",
-        keys: bytes = b"",
+        states: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        self.marks = Watermarks(len(offsets), lateness_us, plan.shape.grid())
+        later = iter(states)
+        windows, keys = next(later, (b"", b""))
+        self.marks = Watermarks(len(offsets), terms.lateness_us, plan.shape.grid(), terms.early_us)
         self.intake = Intake(plan, source, settings.max_keys, keys)
         #: Next row to take, per partition.
         self.offsets = list(offsets)
@@ -66,7 +85,9 @@ class Windows:
         self.closing = False
         #: Rows have amended windows whose new revision is not written yet.
         self.amended = False
-        self.held_windows = held_windows
+        self._terms = terms
+        #: At which early results were last out.
+        self._early_tick = self.marks.early_tick
         self.floor_us = floor_us
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._name = plan.name
@@ -77,6 +98,10 @@ class Windows:
             "the window larger" if plan.pattern is None else "WITHIN or the stream's lateness shorter"
         )
         self._kernel = self._decoded(plan, source, settings.state_bytes, windows)
+        for windows, keys in later:
+            self._kernel.apply(windows)
+            if self.intake.interner is not None:
+                self.intake.interner.apply(keys)
 
     def _decoded(self, plan: Plan, source: Schema, state_bytes: int, windows: bytes) -> Any:
         if plan.pattern is not None:
@@ -158,17 +183,49 @@ class Windows:
         while taken < budget:
             closed = self._kernel.close(self.marks.boundary, budget - taken)
             if closed is None or closed.num_rows == 0:
-                self.closing = self.amended = False
+                self.amended = False
+                closed = self._early(budget - taken)
+            if closed is None:
+                self.closing = False
                 if self.marks.watermark != NONE and not self.sessions:
-                    self._kernel.forget(self.marks.behind(self.held_windows))
+                    self._kernel.forget(self.marks.behind(self._terms.held_windows))
                 break
             taken += closed.num_rows
-            amendments = int(np.count_nonzero(closed.column("revision").to_numpy()))
+            revision = closed.column("revision").to_numpy()
+            amendments, early = int(np.count_nonzero(revision > 0)), int(np.count_nonzero(revision < 0))
             self.counters["amendments"] += amendments
-            self.counters["windows_closed"] += closed.num_rows - amendments
+            self.counters["early"] += early
+            self.counters["windows_closed"] += closed.num_rows - amendments - early
             if written is not None:
                 written.append(closed)
         return taken
+
+    def _early(self, most: int) -> pa.RecordBatch | None:
+        """At most so many early results that the watermark calls for; None: there are no more."""
+        tick, early_us = self.marks.early_tick, self._terms.early_us
+        if early_us is None or tick == self._early_tick:
+            return None
+        found = self._kernel.early(self.marks.watermark, most)
+        if found is None:
+            self._early_tick = tick
+            return None
+        # Ticks since the window began: one number for all keys, which only grows.
+        started = found.column("window_start").cast(pa.int64()).to_numpy() // early_us
+        at = found.schema.get_field_index("revision")
+        revision = pa.array(FIRST_EARLY + tick - started, pa.int64())
+        return found.set_column(at, found.schema.field(at), revision)
+
+    @property
+    def terms(self) -> Terms:
+        """What the windows go by."""
+        return self._terms
+
+    @terms.setter
+    def terms(self, terms: Terms) -> None:
+        """Other ones, from here on."""
+        self._terms = terms
+        self.marks.lateness_us, self.marks.early_us = terms.lateness_us, terms.early_us
+        self._early_tick = self.marks.early_tick
 
     def set_idle(self, idle: Sequence[bool]) -> None:
         """Replaces the idle marks, which may begin closing."""
@@ -187,11 +244,12 @@ class Windows:
         self.marks.idle[:] = idle
         self.marks.watermark = NONE if watermark is None else watermark
         self.amended = amended
+        self._early_tick = self.marks.early_tick
 
-    def encode(self) -> tuple[bytes, bytes]:
-        """State of the kernel and of the keys."""
+    def freeze(self, whole: bool) -> tuple[State, State | None]:
+        """State of the kernel and of the keys as they are now: all, or what has changed since they were frozen last."""
         interner = self.intake.interner
-        return self._kernel.encode(), b"" if interner is None else interner.encode()
+        return self._kernel.freeze(whole), None if interner is None else interner.freeze(whole)
 
     def state_bytes(self) -> int:
         """Memory of open and held windows."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benches import costs, criterion, flamegraph, subscribers
+from benches import costs, criterion, flamegraph, rivals, subscribers
 from benches.__main__ import ROWS, replace
 from benches.bench import Bench
+from benches.fleet import MINUTE_US, START_US, TUMBLE, Fleet, feed, windowed, windows_of
 from benches.server import profile
 from benches.table import NOT_MEASURED, PASS, SHORT, Row, judged, show
 from headwater.costs import MEASURED
@@ -107,13 +110,42 @@ def test_the_table_shows_verdicts_and_notes() -> None:
     assert text.endswith("Row 2:\n\n- why")
 
 
-@pytest.mark.parametrize("number", [number for number in ROWS if number not in ("2", "5", "9", "10", "11")])
+#: Rows that need no yardstick.
+ALONE = ("2", "5", "9", "10", "11", "12", "13", "14")
+
+
+@pytest.mark.parametrize("number", [number for number in ROWS if number not in ALONE])
 def test_without_the_yardstick_every_row_says_that_it_was_not_measured(tmp_path: Path, number: str) -> None:
     bench = Bench(tmp_path, rounds=1, secs=1, long_secs=1, log_gb=0.1, yardstick=None, mosquitto=None)
     rows = ROWS[number](bench)
     assert rows
     assert {row.verdict for row in rows} == {NOT_MEASURED}
     assert all("YARDSTICK" in row.found for row in rows)
+
+
+def test_every_engine_that_windows_are_compared_with_gives_the_same() -> None:
+    fleet = Fleet(1000)
+    batches = [fleet.batch(START_US) for _ in range(2)]
+    windows = windows_of(windowed(TUMBLE, "temperature"), 0, 1 << 30)
+    closed: list[pa.RecordBatch] = []
+    for batch in [*batches, fleet.batch(START_US + 5 * MINUTE_US)]:
+        feed(windows, batch, closed.append)
+    ours = pa.Table.from_batches(closed).sort_by("_key")
+    assert ours.num_rows == 1000
+    compared = 0
+    for make in (rivals.numpy_at, rivals.polars, rivals.duckdb):
+        dense = rivals.Dense(1000)
+        engine = make(dense)
+        if engine is None:
+            continue
+        for batch in batches:
+            engine(batch)
+        compared += 1
+        assert ours["aggregate_0"].to_pylist() == dense.count.tolist()
+        assert np.allclose(ours["aggregate_1"], dense.sum)
+        assert ours["aggregate_2"].to_pylist() == dense.low.tolist()
+        assert ours["aggregate_3"].to_pylist() == dense.high.tolist()
+    assert compared >= 2
 
 
 def test_costs_are_taken_from_the_rows_that_were_measured() -> None:

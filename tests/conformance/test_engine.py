@@ -32,6 +32,7 @@ class Case:
     portable: bool
     lateness_us: int
     late: Late
+    early_us: int | None
     source: Schema
     sql: str
     rows: list[dict[str, Any]]
@@ -48,12 +49,15 @@ def read(path: Path) -> Case:
     source = Schema(16, 16, "readings", columns, text["key"])
     found = plan(text["sql"], "q", {source.name: source})
     lateness_us = parse_duration_us(text["lateness"])
+    early_us = parse_duration_us(text["early"]) if "early" in text else None
     assert isinstance(lateness_us, int)
+    assert early_us is None or isinstance(early_us, int)
     return Case(
         path.stem,
         text["portable"],
         lateness_us,
         text["late"],
+        early_us,
         source,
         text["sql"],
         _table(text["input"], {column.name: column.type for column in columns}),
@@ -82,16 +86,17 @@ def _value(cell: str, type_: ColumnType) -> Any:
 
 
 def embedded(directory: Path, case: Case, commits: Sequence[Rows]) -> list[dict[str, Any]]:
-    """Latest result rows of the embedded engine, with a restart after each commit."""
+    """Latest result rows of the embedded engine, of a case with early results all, with a restart after each commit."""
     harness = Harness(directory, case.source, partitions=1)
     try:
-        found = harness.add("q", case.sql, case.lateness_us, case.late)
+        terms = (case.lateness_us, case.late, case.early_us)
+        found = harness.add("q", case.sql, *terms)
         for rows in commits:
             harness.append("readings", rows)
             harness.settle()
             harness.restart()
-            harness.add("q", case.sql, case.lateness_us, case.late)
-        if found.pattern is not None:  # a match has no revisions
+            harness.add("q", case.sql, *terms)
+        if found.pattern is not None or case.early_us is not None:  # a match has no revisions
             return harness.rows("q")
         latest: dict[tuple[Any, ...], dict[str, Any]] = {}
         for row in harness.rows("q"):
@@ -155,16 +160,26 @@ def test_the_reference_gives_the_golden_results(name: str) -> None:
         windowing(found),
         case.lateness_us,
         12 if case.late == "amend" and found.final is None else 0,
+        early_us=case.early_us,
     )
+    wanted = case.expect
     rows = []
-    for key, values in expected.windows.items():
+    results = [(key, values, {}) for key, values in expected.windows.items()]
+    if case.early_us is not None:
+        # It knows the end of each window alone, and what came before the end.
+        results = [(key, values, {"revision": 0}) for key, values, _ in results]
+        results += [(key, values, {"revision": revision}) for key, revision, values in expected.early]
+        ends = {tuple(row[name] for name in found.latest_by): row for row in wanted if row["revision"] >= 0}
+        wanted = [row for row in wanted if row["revision"] < 0]
+        wanted += [row | {"revision": 0} for row in ends.values()]
+    for key, values, revision in results:
         start, end = key[-2:] if found.shape.kind != "tumble" else (key[-1], key[-1] + found.shape.size_us)
         bounds = {"window_start": start, "window_end": end, "window_time": end - 1000}
         row = {alias: bounds[what] for alias, what in found.windows.items()}
         row |= {group.alias: value for group, value in zip(found.groups, key, strict=False)}
         row |= {aggregate.alias: value for aggregate, value in zip(found.aggregates, values, strict=True)}
-        rows.append(row)
-    assert same_rows(rows, case.expect), rows
+        rows.append(row | revision)
+    assert same_rows(rows, wanted), rows
 
 
 def test_the_set_covers_portable_and_other_cases() -> None:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
 #: A reading: event time in microseconds UTC, and its value.
 Reading = tuple[int, float]
 
@@ -75,6 +79,19 @@ def windows(readings: Iterable[Reading], size_us: int) -> dict[int, Window]:
     for at, value in readings:
         found[at // size_us * size_us].add(value)
     return dict(found)
+
+
+def recorded_revisions(directory: Path, query: str) -> dict[tuple[str, int], list[int]]:
+    """Revisions in the files of a query's table, ascending, by device and start of the window in microseconds."""
+    found: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    for uri in DeltaTable(directory / "tables" / query).file_uris():
+        rows = pq.read_table(uri, columns=["device", "window_start", "revision"])
+        starts = rows["window_start"].cast(pa.int64()).to_pylist()
+        for device, start, revision in zip(
+            rows["device"].to_pylist(), starts, rows["revision"].to_pylist(), strict=True
+        ):
+            found[device, start].append(revision)
+    return {window: sorted(revisions) for window, revisions in found.items()}
 
 
 def recorded_transitions(directory: Path, alarm: str) -> dict[str, list[tuple[str, int]]]:

@@ -213,6 +213,11 @@ def test_only_the_latest_revision_shows(store: EmbeddedStore, log: EmbeddedLog) 
     def means() -> dict[str, float]:
         return {row["device"]: row["mean"] for row in store.query(sql).to_pylist()}
 
+    amend("b", 7.0, -(1 << 31))
+    amend("b", 8.0, 1 - (1 << 31))
+    assert means() == {"b": 8.0}
+    store.flush()
+    assert means() == {"b": 8.0}
     amend("a", 1.0, 0)
     amend("b", 9.0, 0)
     assert means() == {"a": 1.0, "b": 9.0}

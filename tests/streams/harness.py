@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,18 @@ def windowing(found: Plan) -> oracle.Windowing:
     return oracle.Windowing(shape.kind, shape.size_us, shape.pane_us, shape.unit, shape.zone)
 
 
+class Inline(Executor):
+    """Does a task at once, so that a test that ends the engine at some line ends what it writes, too."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class Harness:
     """Streams of `schemas` in a log in `directory`; `clock` stands at `now_us`."""
 
@@ -45,10 +58,12 @@ class Harness:
 
     def restart(self) -> EmbeddedEngine:
         """A new engine on the same directory; whatever the old one had in memory is gone. Queries are to be added."""
-        self.engine = EmbeddedEngine(self.log, self.directory, self.settings, lambda: self.now_us)
+        self.engine = EmbeddedEngine(self.log, self.directory, self.settings, lambda: self.now_us, Inline())
         return self.engine
 
-    def add(self, name: str, sql: str, lateness_us: int = 0, late: Late = "amend") -> Plan:
+    def add(
+        self, name: str, sql: str, lateness_us: int = 0, late: Late = "amend", early_us: int | None = None
+    ) -> Plan:
         """Plans a query and adds it to the engine."""
         found = plan(sql, name, self.schemas | self.results)
         result = self.results.get(name)
@@ -58,7 +73,7 @@ class Harness:
             self.log.register(result)
             self.results[name] = result
         source = (self.schemas | self.results)[found.source]
-        self.engine.add(found, source, result, lateness_us, late)
+        self.engine.add(found, source, result, lateness_us, late, early_us)
         return found
 
     def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -100,13 +115,16 @@ class Harness:
         return found
 
     def latest(self, found: Plan) -> dict[tuple[Any, ...], list[Any]]:
-        """Aggregates of the highest revision by group values and window start; checks that none is lost or doubled."""
+        """Aggregates of the highest revision by group values and window start; checks that none is lost or doubled.
+        Windows that are not closed are not in it."""
         revisions: dict[tuple[Any, ...], list[int]] = {}
         latest: dict[tuple[Any, ...], list[Any]] = {}
         for row in self.rows(found.name):
-            bounds = (row["window_start"], row["window_end"])
-            key = (*(row[group.alias] for group in found.groups), *windowing(found).name(bounds))
+            key = self._key(found, row)
             assert row["ts"] == row["window_end"] - 1000
+            if row["revision"] < 0:
+                assert key not in revisions, f"{key}: an early result after the final one"
+                continue
             revisions.setdefault(key, []).append(row["revision"])
             if row["revision"] == max(revisions[key]):
                 latest[key] = [row[aggregate.alias] for aggregate in found.aggregates]
@@ -115,6 +133,19 @@ class Harness:
                 f"{key}: revisions {numbers}"
             )
         return latest
+
+    def early(self, found: Plan) -> list[tuple[Any, ...]]:
+        """Results of windows before they closed: name of the window, revision, aggregates; in log order."""
+        return [
+            (self._key(found, row), row["revision"], [row[each.alias] for each in found.aggregates])
+            for row in self.rows(found.name)
+            if row["revision"] < 0
+        ]
+
+    @staticmethod
+    def _key(found: Plan, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        bounds = (row["window_start"], row["window_end"])
+        return (*(row[group.alias] for group in found.groups), *windowing(found).name(bounds))
 
     def steps(self, query: str) -> list[Step]:
         """Recorded steps of a query."""
@@ -130,6 +161,7 @@ class Harness:
         lateness_us: int = 0,
         late: Late = "amend",
         where: Callable[[Mapping[str, Any]], bool] | None = None,
+        early_us: int | None = None,
     ) -> oracle.Expected:
         """The result stream holds what the oracle expects of the log's rows and the recorded idle marks."""
         steps = self.steps(found.name)
@@ -145,13 +177,20 @@ class Harness:
             lateness_us,
             self.settings.amend_windows if late == "amend" and found.final is None else 0,
             where,
+            early_us,
         )
         results = self.latest(found)
         assert results.keys() == expected.windows.keys()
         for key, values in expected.windows.items():
             for one, other in zip(results[key], values, strict=True):
                 assert oracle.same(one, other), f"{key}: {results[key]} is not {values}"
+        early = sorted(self.early(found), key=repr)
+        wanted = sorted(expected.early, key=repr)
+        assert [one[:2] for one in early] == [one[:2] for one in wanted]
+        for one, other in zip(early, wanted, strict=True):
+            assert all(map(oracle.same, one[2], other[2])), f"{one} is not {other}"
         metrics = self.engine.metrics()[found.name]
+        assert metrics["early"] == len(early)
         assert (metrics["dropped"], metrics["late"]) == (expected.dropped, expected.late)
         assert metrics["watermark_us"] == expected.watermark, f"{metrics} is not {expected}"
         assert metrics["windows_closed"] == len(results)

@@ -44,6 +44,10 @@ class Windowing:
         ends = range(start + self.pane_us, start + self.size_us + 1, self.pane_us)
         return [(start, end) for end in ends if end > ts]
 
+    def pane(self, ts: int) -> int:
+        """Start of the shortest span that all windows share."""
+        return self._local(ts)[0] if self.kind == "calendar" else ts // self.pane_us * self.pane_us
+
     def closed_to(self, watermark: int, held: int) -> int:
         """Windows that end at or before this are closed, and are not among the last `held` ends of panes."""
         if self.kind != "calendar":
@@ -94,6 +98,8 @@ class Expected:
     dropped: int = 0
     late: int = 0
     watermark: int | None = None
+    #: Results of windows that were open: name, revision, values.
+    early: list[tuple[Key, int, list[Any]]] = field(default_factory=list)
 
 
 def run(
@@ -106,10 +112,12 @@ def run(
     lateness_us: int,
     held: int,
     where: Callable[[Mapping[str, Any]], bool] | None = None,
+    early_us: int | None = None,
 ) -> Expected:
     """Rows in log order. held: how many closed windows late rows may amend (0: late rows are dropped).
 
     where: rows for which it is false are in no window, but move the watermark
+    early_us: when the watermark passes a multiple of it, windows that have begun and are open give what has changed
     """
     highest: list[int | None] = [None] * partitions
     idle = [False] * partitions
@@ -121,10 +129,16 @@ def run(
 
     def lowest(counted: Iterable[int]) -> None:
         nonlocal watermark
+        before = watermark
         found = [highest[p] for p in counted]
         if found and None not in found:
             candidate = min(h for h in found if h is not None) - lateness_us
             watermark = candidate if watermark is None else max(watermark, candidate)
+        if early_us is None or watermark is None:
+            return
+        if before is None or watermark // early_us > before // early_us:
+            assert isinstance(kept, _Aligned)
+            kept.early(watermark, early_us, aggregates, expected)
 
     def set_due_marks() -> None:
         nonlocal idle
@@ -163,6 +177,8 @@ class _Aligned:
         self._windowing = windowing
         self._held = held
         self._inside: dict[tuple[Key, Bounds], list[Mapping[str, Any]]] = defaultdict(list)
+        #: Event times of rows that no early result has.
+        self._unseen: dict[tuple[Key, Bounds], list[int]] = defaultdict(list)
 
     def add(self, group: Key, row: Mapping[str, Any], watermark: int | None, to: Expected) -> None:
         windows = self._windowing.of(row["ts"])
@@ -173,6 +189,17 @@ class _Aligned:
         to.dropped += not windows
         for bounds in windows:
             self._inside[group, bounds].append(row)
+            self._unseen[group, bounds].append(row["ts"])
+
+    def early(self, watermark: int, early_us: int, aggregates: Aggregated, to: Expected) -> None:
+        """Open windows that have begun and changed. A pane that has not begun is shown again each time."""
+        for (group, bounds), rows in self._inside.items():
+            if bounds[0] <= watermark < bounds[1] and self._unseen[group, bounds]:
+                revision = watermark // early_us - bounds[0] // early_us - (1 << 31)
+                name = (*group, *self._windowing.name(bounds))
+                to.early.append((name, revision, [aggregate(*one, rows) for one in aggregates]))
+        for key, times in self._unseen.items():
+            self._unseen[key] = [ts for ts in times if self._windowing.pane(ts) > watermark]
 
     def all(self) -> Iterable[tuple[Key, Bounds, list[Mapping[str, Any]]]]:
         return ((group, bounds, rows) for (group, bounds), rows in self._inside.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -16,13 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from headwater import _native
 from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError, LogFullError, QueryLimitError
 from headwater.records import STEPS
+from headwater.streams import checkpoint as checkpoint_module
 from headwater.streams import query as query_module
-from headwater.streams.checkpoint import read_checkpoint, write_checkpoint
+from headwater.streams.checkpoint import Encoded, Writer, read_checkpoint
 from headwater.streams.sql import Plan
-from tests.streams.harness import Harness, Late
+from tests.streams.harness import Harness, Inline, Late
 from tests.tables import table
 
 SOURCE = table("t", "device string, ts timestamp, received_at timestamp, x double, k bigint, mode string")
@@ -40,7 +41,7 @@ BY_ARRIVAL = (
 IN_ALL = f"SELECT COUNT(*) AS n, AVG(x) AS a FROM {WINDOW} GROUP BY window_start, window_end"
 HOPPING = (
     "SELECT device, COUNT(*) AS n, SUM(x) AS s, STDDEV_SAMP(x) AS sd, LAST_VALUE(k) AS last, "
-    "COUNT(DISTINCT mode) AS modes, PERCENTILE(x, 0.9) AS p90 "
+    "COUNT(DISTINCT mode) AS modes, PERCENTILE(x, 0.9) AS p90, LAST_VALUE(mode) AS mode "
     "FROM TABLE(HOP(TABLE t, DESCRIPTOR(ts), INTERVAL '5' SECONDS, INTERVAL '20' SECONDS)) "
     "GROUP BY device, window_start, window_end"
 )
@@ -50,7 +51,8 @@ CUMULATING = (
     "GROUP BY mode, window_start, window_end"
 )
 SESSIONS = (
-    "SELECT device, COUNT(*) AS n, SUM(k) AS s, FIRST_VALUE(x) AS first, COUNT(DISTINCT k) AS ks, MAX(ts) AS until "
+    "SELECT device, COUNT(*) AS n, SUM(k) AS s, FIRST_VALUE(x) AS first, COUNT(DISTINCT k) AS ks, MAX(ts) AS until, "
+    "FIRST_VALUE(mode) AS mode "
     "FROM TABLE(SESSION(TABLE t PARTITION BY device, DESCRIPTOR(ts), INTERVAL '6' SECONDS)) "
     "GROUP BY device, window_start, window_end"
 )
@@ -390,6 +392,61 @@ def test_expressions_over_the_result_and_its_input(harness: Harness) -> None:
     assert sorted(found, key=str) == [("ON", "on", 3.0, 10), (None, None, None, 10)]
 
 
+def test_open_windows_show_what_they_hold_where_that_is_asked_for(harness: Harness) -> None:
+    early_us = 3 * S
+    found = harness.add("q", BY_DEVICE, early_us=early_us)
+    harness.append("t", [row("a", 1), row("b", 2), row("a", 3), row("a", 5), row("a", 7, 2.5), row("a", 10)])
+    harness.settle()
+    first = -(1 << 31)
+    assert [(key[0], revision - first, values[0]) for key, revision, values in harness.early(found)] == [
+        ("a", 0, 1),
+        ("a", 1, 2),
+        ("b", 1, 1),
+        ("a", 2, 4),
+        ("a", 0, 1),
+    ]
+    assert {key: values[0] for key, values in harness.latest(found).items()} == {("a", 0): 4, ("b", 0): 1}
+    harness.append("t", [row("a", 2), row("c", 12)])
+    harness.settle()
+    assert harness.engine.metrics()["q"]["amendments"] == 1
+    harness.restart()
+    harness.add("q", BY_DEVICE, early_us=early_us)
+    harness.append("t", [row("a", 13), row("c", 14), row("c", 15)])
+    harness.settle()
+    harness.check(found, early_us=early_us)
+    # Whoever reads the result by a query gets what is final.
+    assert all(row["revision"] >= first for row in harness.rows("q"))
+
+
+def test_a_query_over_a_query_does_not_count_early_results(harness: Harness) -> None:
+    harness.add("first", BY_DEVICE, early_us=1 * S)
+    second = harness.add(
+        "second",
+        "SELECT SUM(n) AS n FROM TABLE(TUMBLE(TABLE first, DESCRIPTOR(ts), INTERVAL '20' SECONDS)) "
+        "GROUP BY window_start, window_end",
+    )
+    harness.append("t", [row("a", at) for at in (1, 3, 5, 11, 12, 20, 45)])
+    harness.settle()
+    assert harness.engine.metrics()["first"]["early"] > 3
+    assert harness.latest(second) == {(0,): [5]}
+
+
+def test_early_results_do_not_close_windows_of_a_query_over_the_query(harness: Harness) -> None:
+    harness.add("first", HOPPING, early_us=1 * S)
+    second = harness.add(
+        "second",
+        "SELECT COUNT(*) AS n FROM TABLE(TUMBLE(TABLE first, DESCRIPTOR(ts), INTERVAL '10' SECONDS)) "
+        "GROUP BY window_start, window_end",
+    )
+    harness.append("t", [row("a", at) for at in (41, 43, 46, 52, 53, 58, 80)])
+    harness.settle()
+    finals = [r["ts"] // (10 * S) * 10 * S for r in harness.rows("first") if r["revision"] >= 0]
+    counts = {start: finals.count(start) for start in finals}
+    found = {key[0]: values[0] for key, values in harness.latest(second).items()}
+    assert found == {start: n for start, n in counts.items() if start + 10 * S <= max(finals)}
+    assert harness.engine.metrics()["second"]["dropped"] == 0
+
+
 def test_calendar_windows_close_at_local_midnight(harness: Harness) -> None:
     found = harness.add(
         "q",
@@ -413,24 +470,17 @@ def test_window_state_of_another_version_is_refused_with_a_way_out(harness: Harn
     path = harness.directory / "engine" / "q.checkpoint"
     found = read_checkpoint(path)
     assert found is not None
-    newer = bytearray(found.windows[:-4])
+    windows, _ = next(found.states())
+    newer = bytearray(windows[:-4])
     newer[8] = 9
-    write_checkpoint(path, replace(found, windows=bytes(newer) + crc32c(bytes(newer)).to_bytes(4, "little")))
+    Writer(path, Inline()).write(
+        found.header, Encoded(_native.sealed(bytes(newer))), None, whole=True
+    ).result()
     harness.restart()
     with pytest.raises(
         DataDirectoryError, match=r"version 9 is none of this format.*Start the version of Headwater"
     ):
         harness.add("q", BY_DEVICE)
-
-
-def crc32c(content: bytes) -> int:
-    """Castagnoli, bit by bit."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 def test_a_query_over_a_query_reads_first_results(harness: Harness) -> None:
@@ -542,7 +592,8 @@ def test_the_log_keeps_what_a_replay_needs(tmp_path: Path) -> None:
         harness.engine.checkpoint()
     # Two rows behind: should the newest checkpoint be damaged, the one before it is good for a replay.
     assert held == {16: (2,), STEPS: (1,)}
-    (tmp_path / "engine" / "q.checkpoint").write_bytes(b"HWCK damaged")
+    path = tmp_path / "engine" / "q.checkpoint"
+    path.write_bytes(path.read_bytes()[:-1])
     harness.restart()
     harness.add("q", BY_DEVICE)
     harness.append("t", [row("a", 30)])
@@ -646,6 +697,8 @@ def _scenario(rng: random.Random, length: int) -> list[tuple[str, Any]]:
     read_rows=st.sampled_from([1, 3, 7, 100_000]),
     slice_rows=st.sampled_from([1, 2, 5, 100_000]),
     held=st.sampled_from([1, 3, 12]),
+    early_us=st.sampled_from([None, None, 1 * S, 4 * S]),
+    changes=st.sampled_from([0, 2, 32]),
 )
 def test_any_disorder_cut_and_kill_gives_what_the_oracle_gives(
     actions: list[tuple[str, Any]],
@@ -656,8 +709,15 @@ def test_any_disorder_cut_and_kill_gives_what_the_oracle_gives(
     read_rows: int,
     slice_rows: int,
     held: int,
+    early_us: int | None,
+    changes: int,
 ) -> None:
+    if sql in (SESSIONS, IN_ALL_SESSIONS):
+        early_us = None
+    terms = (lateness_us, late, early_us)
     patch = pytest.MonkeyPatch()
+    # Whole states only, few changes between two, or many.
+    patch.setattr(checkpoint_module, "MAX_CHANGES", changes)
     patch.setattr(query_module, "READ_ROWS", read_rows)
     patch.setattr(query_module, "SLICE_ROWS", slice_rows)
     # In memory where there is such a place: thousands of commits are synced here, and power stays on.
@@ -666,14 +726,14 @@ def test_any_disorder_cut_and_kill_gives_what_the_oracle_gives(
         options = EngineSettings(amend_windows=held)
         harness = Harness(Path(directory), SOURCE, partitions=partitions, settings=options)
         try:
-            found = harness.add("q", sql, lateness_us, late)
-            _play(harness, found, sql, lateness_us, late, actions)
+            found = harness.add("q", sql, *terms)
+            _play(harness, found, sql, terms, actions)
             # One more start must find the same, too.
             for _ in range(2):
                 harness.settle(idle=True)
-                harness.check(found, lateness_us, late)
+                harness.check(found, lateness_us, late, early_us=early_us)
                 harness.restart()
-                harness.add("q", sql, lateness_us, late)
+                harness.add("q", sql, *terms)
         finally:
             sys.settrace(None)
             harness.close()
@@ -700,7 +760,7 @@ def test_a_kill_at_any_line_of_a_start_a_step_and_a_checkpoint_changes_nothing(
                 harness.engine.checkpoint()
                 harness.append("t", [row(d, at, mode=d) for d in "abcdef" for at in (31, 3, 45)])
                 harness.now_us += 1_000_000
-                finished = _kill(harness, found, sql, 0, "amend", line)
+                finished = _kill(harness, found, sql, (0, "amend", None), line)
                 harness.append("t", [row(d, 60, mode=d) for d in "fedcba"])
                 harness.settle(idle=True)
                 harness.check(found)
@@ -709,9 +769,10 @@ def test_a_kill_at_any_line_of_a_start_a_step_and_a_checkpoint_changes_nothing(
     assert line > 400
 
 
-def _play(
-    harness: Harness, found: Plan, sql: str, lateness_us: int, late: Late, actions: list[tuple[str, Any]]
-) -> None:
+Terms = tuple[int, Late, int | None]
+
+
+def _play(harness: Harness, found: Plan, sql: str, terms: Terms, actions: list[tuple[str, Any]]) -> None:
     for action, value in actions:
         if action == "append":
             harness.append("t", value)
@@ -726,12 +787,12 @@ def _play(
             if value:
                 harness.engine.close()
             harness.restart()
-            harness.add("q", sql, lateness_us, late)
+            harness.add("q", sql, *terms)
         else:
-            _kill(harness, found, sql, lateness_us, late, value)
+            _kill(harness, found, sql, terms, value)
 
 
-def _kill(harness: Harness, found: Plan, sql: str, lateness_us: int, late: Late, line: int) -> bool:
+def _kill(harness: Harness, found: Plan, sql: str, terms: Terms, line: int) -> bool:
     """Kills the engine at some line of steps, a checkpoint or a start, and starts it again; True: it ran to the end."""
     _kill_at(line)
     finished = False
@@ -740,7 +801,7 @@ def _kill(harness: Harness, found: Plan, sql: str, lateness_us: int, late: Late,
             harness.engine.step()
         harness.engine.checkpoint()
         harness.restart()
-        harness.add("q", sql, lateness_us, late)
+        harness.add("q", sql, *terms)
         harness.engine.step()
         harness.engine.checkpoint()
         finished = True
@@ -749,5 +810,5 @@ def _kill(harness: Harness, found: Plan, sql: str, lateness_us: int, late: Late,
     finally:
         sys.settrace(None)
     harness.restart()
-    harness.add("q", sql, lateness_us, late)
+    harness.add("q", sql, *terms)
     return finished

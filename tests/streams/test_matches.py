@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater import _native
 from headwater.config import EngineSettings
 from headwater.errors import DataDirectoryError, LogFullError, QueryLimitError, SqlError
 from headwater.streams import query as query_module
-from headwater.streams.checkpoint import read_checkpoint, write_checkpoint
+from headwater.streams.checkpoint import Encoded, Writer, read_checkpoint
 from headwater.streams.sql import plan
 from tests.streams import match_oracle
-from tests.streams.harness import Harness
+from tests.streams.harness import Harness, Inline
 from tests.tables import table
 
 SOURCE = table("t", "device string, ts timestamp, x bigint, id bigint, mode string")
@@ -258,6 +258,24 @@ def test_at_the_bound_the_input_waits_and_nothing_is_lost(tmp_path: Path) -> Non
     harness.close()
 
 
+def test_first_and_last_of_a_text(harness: Harness) -> None:
+    text = (
+        "SELECT * FROM t MATCH_RECOGNIZE (PARTITION BY device ORDER BY ts MEASURES FIRST(A.mode) AS was, "
+        "LAST(B.mode) AS became, CONCAT(FIRST(A.mode), LAST(A.mode)) AS both PATTERN (A X*? B) "
+        "WITHIN INTERVAL '5' SECONDS DEFINE A AS A.x = 1, B AS B.mode <> LAST(A.mode))"
+    )
+    harness.add("q", text, late="drop")
+    texts = [("a", 1, 1, "on"), ("a", 2, 0, "on"), ("a", 3, 0, None), ("a", 4, 0, ""), ("a", 8, 1, "off")]
+    harness.append("t", [row(device, at, x, mode=mode) for device, at, x, mode in texts])
+    harness.settle()
+    harness.restart()
+    harness.add("q", text, late="drop")
+    harness.append("t", [row("a", 9, 0, mode="on"), row("a", 20, 0, mode="on")])
+    harness.settle()
+    found = [(r["was"], r["became"], r["both"]) for r in harness.rows("q")]
+    assert found == [("on", "", "onon"), ("off", "on", "offoff")]
+
+
 def test_a_full_log_keeps_matches(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     harness.add("q", DIRECT, late="drop")
     harness.append("t", [row("a", 1, 1, 1), row("a", 2, 2, 2), row("a", 3, 0)])
@@ -281,9 +299,9 @@ def test_a_state_of_another_version_is_refused(harness: Harness) -> None:
     path = harness.directory / "engine" / "q.checkpoint"
     stored = read_checkpoint(path)
     assert stored is not None
-    write_checkpoint(
-        path, replace(stored, windows=stored.windows.replace(b"headwater.matches", b"headwater.matchez"))
-    )
+    windows, _ = next(stored.states())
+    other = _native.sealed(windows[:-4].replace(b"headwater.matches", b"headwater.matchez"))
+    Writer(path, Inline()).write(stored.header, Encoded(other), None, whole=True).result()
     harness.restart()
     with pytest.raises(DataDirectoryError, match="its open matches are of another pattern or version"):
         harness.add("q", DIRECT, late="drop")

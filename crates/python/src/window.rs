@@ -1,11 +1,14 @@
-//! `AlignedWindows`, `SessionWindows` and `KeyInterner`.
+//! `AlignedWindows`, `SessionWindows`, `KeyInterner`, and what they write.
+
+use std::path::PathBuf;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int64Type, TimestampMicrosecondType, UInt32Type};
 use arrow_array::{Array, ArrayRef, UInt32Array};
 use headwater_core::window::{
-    AddError, Added, Aggregate, AlignedOptions, AlignedWindows, Function, GroupType, Input, InputType,
-    InternError, KeyInterner, SessionOptions, SessionWindows, Shape, Values, hash_text,
+    AddError, Added, Aggregate, AlignedOptions, AlignedWindows, Frozen, Function, GroupType, Input,
+    InputType, InternError, KeyInterner, SessionOptions, SessionWindows, Shape, Values, hash_text, is_sealed,
+    seal,
 };
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
@@ -18,7 +21,36 @@ use crate::errors;
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyAlignedWindows>()?;
     module.add_class::<PySessionWindows>()?;
-    module.add_class::<PyKeyInterner>()
+    module.add_class::<PyKeyInterner>()?;
+    module.add_class::<PyFrozen>()?;
+    module.add_function(wrap_pyfunction!(sealed, module)?)?;
+    module.add_function(wrap_pyfunction!(py_is_sealed, module)?)
+}
+
+#[pyfunction]
+fn sealed<'py>(py: Python<'py>, content: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &seal(content.to_vec()))
+}
+
+#[pyfunction(name = "is_sealed")]
+fn py_is_sealed(py: Python<'_>, content: &[u8]) -> bool {
+    py.detach(|| is_sealed(content))
+}
+
+#[pyclass(name = "Frozen", module = "headwater._native", frozen)]
+struct PyFrozen {
+    frozen: Frozen,
+}
+
+#[pymethods]
+impl PyFrozen {
+    fn length(&self, py: Python<'_>) -> u64 {
+        py.detach(|| self.frozen.length())
+    }
+
+    fn append_to(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        Ok(py.detach(|| self.frozen.append_to(&path))?)
+    }
 }
 
 fn invalid(error: impl ToString) -> PyErr {
@@ -56,7 +88,8 @@ fn input_types(names: Vec<String>) -> PyResult<Vec<InputType>> {
     let input = |name: String| match name.as_str() {
         "double" => Ok(InputType::Double),
         "bigint" => Ok(InputType::Bigint),
-        _ => Err(invalid(format!("input type {name:?} is neither double nor bigint"))),
+        "text" => Ok(InputType::Text),
+        _ => Err(invalid(format!("input type {name:?} is none of double, bigint and text"))),
     };
     names.into_iter().map(input).collect()
 }
@@ -87,7 +120,7 @@ struct Columns {
     keys: ArrayRef,
     ts: ArrayRef,
     inputs: Vec<ArrayRef>,
-    /// Of inputs that are text: what stands for each value.
+    /// Of inputs that are text where the kernel takes integers: what stands for each value.
     hashes: Vec<Option<Vec<i64>>>,
     select: Option<Vec<bool>>,
 }
@@ -98,10 +131,11 @@ impl Columns {
         ts: &Bound<'_, PyAny>,
         inputs: &[Bound<'_, PyAny>],
         select: Option<&Bound<'_, PyAny>>,
+        types: &[InputType],
     ) -> PyResult<Columns> {
         let inputs = inputs.iter().map(array_from_python).collect::<PyResult<Vec<_>>>()?;
-        let hashes = inputs.iter().map(|array| {
-            let texts = array.as_string_opt::<i32>()?;
+        let hashes = inputs.iter().enumerate().map(|(at, array)| {
+            let texts = array.as_string_opt::<i32>().filter(|_| types.get(at) != Some(&InputType::Text))?;
             Some((0..texts.len()).map(|row| hash_text(texts.value(row)) as i64).collect())
         });
         let select = match select {
@@ -133,12 +167,14 @@ impl Columns {
     }
 }
 
-/// A column as the kernel takes it; of text its hashes.
+/// A column as the kernel takes it; of text its hashes, where there are any.
 fn input<'a>(array: &'a ArrayRef, hashes: Option<&'a [i64]>) -> PyResult<Input<'a>> {
-    let values = match (hashes, array.as_primitive_opt::<Float64Type>()) {
-        (Some(hashes), _) => Values::Bigints(hashes),
-        (None, Some(values)) => Values::Doubles(values.values()),
-        (None, None) => Values::Bigints(integers(array)?),
+    let doubles = array.as_primitive_opt::<Float64Type>();
+    let values = match (hashes, doubles, array.as_string_opt::<i32>()) {
+        (Some(hashes), ..) => Values::Bigints(hashes),
+        (None, Some(values), _) => Values::Doubles(values.values()),
+        (None, None, Some(texts)) => Values::Texts(texts),
+        (None, None, None) => Values::Bigints(integers(array)?),
     };
     Ok(Input { values, valid: array.nulls() })
 }
@@ -155,6 +191,13 @@ fn counted(py: Python<'_>, added: Result<Added, AddError>) -> PyResult<(u64, u64
 #[pyclass(name = "AlignedWindows", module = "headwater._native", frozen)]
 struct PyAlignedWindows {
     windows: Mutex<AlignedWindows>,
+    inputs: Vec<InputType>,
+}
+
+impl PyAlignedWindows {
+    fn of(windows: AlignedWindows) -> PyAlignedWindows {
+        PyAlignedWindows { inputs: windows.options().inputs.clone(), windows: Mutex::new(windows) }
+    }
 }
 
 fn aligned(
@@ -184,7 +227,7 @@ impl PyAlignedWindows {
         max_panes: usize,
     ) -> PyResult<PyAlignedWindows> {
         let options = aligned(shape, aggregates, inputs, max_bytes, max_panes)?;
-        Ok(PyAlignedWindows { windows: Mutex::new(AlignedWindows::new(options).map_err(invalid)?) })
+        Ok(PyAlignedWindows::of(AlignedWindows::new(options).map_err(invalid)?))
     }
 
     #[pyo3(signature = (keys, ts, inputs, select, watermark_us))]
@@ -197,7 +240,7 @@ impl PyAlignedWindows {
         select: Option<&Bound<'_, PyAny>>,
         watermark_us: i64,
     ) -> PyResult<(u64, u64, u64)> {
-        let columns = Columns::new(keys, ts, &inputs, select)?;
+        let columns = Columns::new(keys, ts, &inputs, select, &self.inputs)?;
         let (keys, ts, inputs) = (columns.keys()?, integers(&columns.ts)?, columns.inputs()?);
         let select = columns.select.as_deref();
         let add = || self.windows.lock().add(keys, ts, &inputs, select, watermark_us);
@@ -216,6 +259,18 @@ impl PyAlignedWindows {
         }
     }
 
+    fn early<'py>(
+        &self,
+        py: Python<'py>,
+        watermark_us: i64,
+        max_rows: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match py.detach(|| self.windows.lock().early(watermark_us, max_rows)) {
+            Some(batch) => batch_to_python(py, batch).map(Some),
+            None => Ok(None),
+        }
+    }
+
     fn forget(&self, before_us: i64) {
         self.windows.lock().forget(before_us);
     }
@@ -228,9 +283,12 @@ impl PyAlignedWindows {
         Ok(stats)
     }
 
-    fn encode<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let state = py.detach(|| self.windows.lock().encode());
-        PyBytes::new(py, &state)
+    fn freeze(&self, py: Python<'_>, whole: bool) -> PyFrozen {
+        PyFrozen { frozen: py.detach(|| self.windows.lock().freeze(whole)) }
+    }
+
+    fn apply(&self, py: Python<'_>, changes: &[u8]) -> PyResult<()> {
+        py.detach(|| self.windows.lock().apply(changes)).map_err(invalid)
     }
 
     #[staticmethod]
@@ -245,13 +303,20 @@ impl PyAlignedWindows {
     ) -> PyResult<PyAlignedWindows> {
         let options = aligned(shape, aggregates, inputs, max_bytes, max_panes)?;
         let windows = py.detach(|| AlignedWindows::decode(state, options)).map_err(invalid)?;
-        Ok(PyAlignedWindows { windows: Mutex::new(windows) })
+        Ok(PyAlignedWindows::of(windows))
     }
 }
 
 #[pyclass(name = "SessionWindows", module = "headwater._native", frozen)]
 struct PySessionWindows {
     windows: Mutex<SessionWindows>,
+    inputs: Vec<InputType>,
+}
+
+impl PySessionWindows {
+    fn of(windows: SessionWindows) -> PySessionWindows {
+        PySessionWindows { inputs: windows.options().inputs.clone(), windows: Mutex::new(windows) }
+    }
 }
 
 fn sessions(
@@ -274,7 +339,7 @@ impl PySessionWindows {
         max_bytes: usize,
     ) -> PyResult<PySessionWindows> {
         let options = sessions(gap_us, aggregates, inputs, max_bytes)?;
-        Ok(PySessionWindows { windows: Mutex::new(SessionWindows::new(options).map_err(invalid)?) })
+        Ok(PySessionWindows::of(SessionWindows::new(options).map_err(invalid)?))
     }
 
     #[pyo3(signature = (keys, ts, inputs, select, watermarks))]
@@ -287,7 +352,7 @@ impl PySessionWindows {
         select: Option<&Bound<'_, PyAny>>,
         watermarks: &Bound<'_, PyAny>,
     ) -> PyResult<(u64, u64, u64)> {
-        let columns = Columns::new(keys, ts, &inputs, select)?;
+        let columns = Columns::new(keys, ts, &inputs, select, &self.inputs)?;
         let watermarks = array_from_python(watermarks)?;
         let (keys, ts, inputs) = (columns.keys()?, integers(&columns.ts)?, columns.inputs()?);
         let (select, watermarks) = (columns.select.as_deref(), integers(&watermarks)?);
@@ -315,9 +380,12 @@ impl PySessionWindows {
         Ok(stats)
     }
 
-    fn encode<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let state = py.detach(|| self.windows.lock().encode());
-        PyBytes::new(py, &state)
+    fn freeze(&self, py: Python<'_>, whole: bool) -> PyFrozen {
+        PyFrozen { frozen: py.detach(|| self.windows.lock().freeze(whole)) }
+    }
+
+    fn apply(&self, py: Python<'_>, changes: &[u8]) -> PyResult<()> {
+        py.detach(|| self.windows.lock().apply(changes)).map_err(invalid)
     }
 
     #[staticmethod]
@@ -331,7 +399,7 @@ impl PySessionWindows {
     ) -> PyResult<PySessionWindows> {
         let options = sessions(gap_us, aggregates, inputs, max_bytes)?;
         let windows = py.detach(|| SessionWindows::decode(state, options)).map_err(invalid)?;
-        Ok(PySessionWindows { windows: Mutex::new(windows) })
+        Ok(PySessionWindows::of(windows))
     }
 }
 
@@ -380,9 +448,12 @@ impl PyKeyInterner {
         arrays.iter().map(|array| array_to_python(py, array)).collect()
     }
 
-    fn encode<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let state = py.detach(|| self.interner.lock().encode());
-        PyBytes::new(py, &state)
+    fn freeze(&self, py: Python<'_>, whole: bool) -> PyFrozen {
+        PyFrozen { frozen: py.detach(|| self.interner.lock().freeze(whole)) }
+    }
+
+    fn apply(&self, py: Python<'_>, changes: &[u8]) -> PyResult<()> {
+        py.detach(|| self.interner.lock().apply(changes)).map_err(invalid)
     }
 
     #[staticmethod]

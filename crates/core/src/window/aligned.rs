@@ -30,6 +30,8 @@ pub struct AlignedWindows {
     /// Windows up to here that hold a pane are in `windows`, or gone.
     pub(super) begun: i64,
     adds: u64,
+    /// Where early results go on: window and key.
+    pub(super) early_from: Option<(i64, u64)>,
     places: Vec<Place>,
     marks: Vec<Mark>,
 }
@@ -99,6 +101,7 @@ impl AlignedWindows {
             forgotten_us: i64::MIN,
             begun: i64::MIN,
             adds: 0,
+            early_from: None,
             places: Vec::new(),
             marks: Vec::new(),
         })
@@ -193,7 +196,7 @@ impl AlignedWindows {
     /// From here on there is a record of what comes out of this window, the next one.
     pub(super) fn begin(&mut self, window: i64) {
         self.begun = window;
-        self.windows.entry(window).or_default();
+        self.windows.entry(window).or_default().changed = true;
     }
 
     /// Drops a pane whose windows are all gone.
@@ -203,6 +206,10 @@ impl AlignedWindows {
         if !gone || self.windows.range(pane..=last).next().is_some() {
             return;
         }
+        self.drop_pane(pane);
+    }
+
+    pub(super) fn drop_pane(&mut self, pane: i64) {
         for page in self.panes.remove(pane, &mut self.pool) {
             if self.layout.cells.is_empty() {
                 continue;
@@ -376,6 +383,7 @@ impl AlignedWindows {
             let fresh: Vec<u32> =
                 run.iter().map(|mark| mark.key).filter(|key| !self.has_rows(number, *key)).collect();
             let Some(window) = self.windows.get_mut(&number) else { continue };
+            window.changed = true;
             for key in fresh {
                 window.revisions.entry(key).or_insert(-1);
             }

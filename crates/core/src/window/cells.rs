@@ -7,6 +7,8 @@ use super::quantiles::Quantiles;
 pub(super) enum Cell {
     Distinct(Distinct),
     Quantiles(Quantiles),
+    /// Of FIRST_VALUE or LAST_VALUE.
+    Text(String),
 }
 
 impl Cell {
@@ -15,6 +17,7 @@ impl Cell {
             + match self {
                 Cell::Distinct(distinct) => distinct.bytes(),
                 Cell::Quantiles(quantiles) => quantiles.bytes(),
+                Cell::Text(text) => text.capacity(),
             }
     }
 
@@ -95,6 +98,18 @@ impl Cells {
         self.change(*handle, |cell| {
             if let Cell::Quantiles(quantiles) = cell {
                 quantiles.add(value);
+            }
+        });
+    }
+
+    pub fn set_text(&mut self, handle: &mut u64, text: &str) {
+        if *handle == 0 {
+            *handle = self.put(Cell::Text(String::new()));
+        }
+        self.change(*handle, |cell| {
+            if let Cell::Text(own) = cell {
+                own.clear();
+                own.push_str(text);
             }
         });
     }

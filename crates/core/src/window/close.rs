@@ -52,6 +52,7 @@ impl AlignedWindows {
 
     /// Appends what a closed window still has to say: amended keys, which lie below those never emitted, then the rest.
     fn take_window(&self, number: i64, window: &mut Window, rows: &mut Rows) {
+        window.changed = true;
         let bounds = self.grid.bounds(number);
         let range = self.panes.by_number.range(self.grid.first_pane(number)..=number);
         let slots: Vec<usize> = range.map(|(_, slot)| *slot).collect();

@@ -1,10 +1,14 @@
 //! Rows into records: one pass per input over a block of rows whose records are in the first-level cache.
 
+use arrow_array::{Array, StringArray};
 use arrow_buffer::NullBuffer;
 
 use super::aligned::AddError;
 use super::cells::Cells;
-use super::layout::{COUNT, InputLayout, InputType, Layout, MAX, MIN, ROWS_MASK, SUM, ordered, rank};
+use super::distinct::hash_text;
+use super::layout::{
+    CHANGED, COUNT, InputLayout, InputType, Layout, MAX, MIN, ROWS_MASK, SUM, UNSEEN, ordered, rank,
+};
 use super::panes::{Place, Pool};
 
 /// Rows updated together.
@@ -22,6 +26,7 @@ pub struct Input<'a> {
 pub enum Values<'a> {
     Doubles(&'a [f64]),
     Bigints(&'a [i64]),
+    Texts(&'a StringArray),
 }
 
 /// Whether the columns fit each other and the query.
@@ -42,6 +47,7 @@ pub(super) fn check(
         let (found, len) = match input.values {
             Values::Doubles(values) => (InputType::Double, values.len()),
             Values::Bigints(values) => (InputType::Bigint, values.len()),
+            Values::Texts(values) => (InputType::Text, values.len()),
         };
         if found != *ty || len != rows || input.valid.is_some_and(|valid| valid.len() != rows) {
             return shape(format!(
@@ -72,7 +78,7 @@ impl Records<'_> {
                 if record[0] & ROWS_MASK == 0 {
                     record[..words].copy_from_slice(&self.layout.template);
                 }
-                record[0] += 1;
+                record[0] = (record[0] + 1) | UNSEEN | CHANGED;
             }
             let at = first + at;
             for layout in &self.layout.inputs {
@@ -93,6 +99,9 @@ impl Records<'_> {
                             self.update_more::<Double>(layout, block, values, input.valid, at, &ts_us[rows]);
                         }
                     }
+                    Values::Texts(values) => {
+                        self.update_texts(layout, block, values, input.valid, at, &ts_us[rows]);
+                    }
                     Values::Bigints(values) => {
                         update_input::<Bigint>(
                             self.pool,
@@ -108,6 +117,42 @@ impl Records<'_> {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    fn update_texts(
+        &mut self,
+        layout: &InputLayout,
+        block: &[Place],
+        values: &StringArray,
+        valid: Option<&NullBuffer>,
+        first: usize,
+        ts_us: &[i64],
+    ) {
+        for ((place, row), &ts) in block.iter().zip(first..).zip(ts_us) {
+            if *place == Place::NONE || valid.is_some_and(|valid| valid.is_null(row)) {
+                continue;
+            }
+            let (record, text) = (self.pool.record_mut(*place), values.value(row));
+            record[0] |= layout.any;
+            if let Some(at) = layout.count() {
+                record[at] += 1;
+            }
+            if let Some(at) = layout.first
+                && comes_first(ts, record[at])
+            {
+                record[at] = ts as u64;
+                self.cells.set_text(&mut record[at + 1], text);
+            }
+            if let Some(at) = layout.last
+                && ts >= record[at] as i64
+            {
+                record[at] = ts as u64;
+                self.cells.set_text(&mut record[at + 1], text);
+            }
+            if let Some(at) = layout.distinct {
+                self.cells.add_distinct(&mut record[at], hash_text(text));
             }
         }
     }
@@ -131,7 +176,7 @@ impl Records<'_> {
                 add_moment(&mut record[at..at + 3], N::double(value));
             }
             if let Some(at) = layout.first
-                && (ts < record[at] as i64 || record[at] == i64::MAX as u64)
+                && comes_first(ts, record[at])
             {
                 (record[at], record[at + 1]) = (ts as u64, N::bits(value));
             }
@@ -148,6 +193,11 @@ impl Records<'_> {
             }
         }
     }
+}
+
+/// Whether a time is before the one that a record has, where it has one.
+fn comes_first(ts: i64, word: u64) -> bool {
+    ts < word as i64 || word == i64::MAX as u64
 }
 
 /// Welford's update of (number, mean, sum of squared distances).

@@ -11,9 +11,12 @@ use arrow_array::{Array, ArrayRef, BooleanArray, Int64Array, StringArray, builde
 use arrow_schema::DataType;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::state::{Reader, StateError, seal, unseal};
+use super::frozen::Frozen;
+use super::state::{Reader, StateError, unseal};
 
 const MAGIC: &[u8; 8] = b"HWGROUPS";
+/// Version 1 was always whole.
+const VERSION: u16 = 2;
 const EMPTY: u32 = u32::MAX;
 /// First byte of each value of a tuple.
 const NULL: u8 = 0;
@@ -49,6 +52,8 @@ pub struct KeyInterner {
     /// Random, so that no device can choose values that collide.
     seed: u64,
     scratch: Vec<u8>,
+    /// Ids that the last snapshot has.
+    frozen: usize,
 }
 
 impl KeyInterner {
@@ -63,6 +68,7 @@ impl KeyInterner {
             table: vec![EMPTY; 16],
             seed,
             scratch: Vec::new(),
+            frozen: 0,
         }
     }
 
@@ -129,50 +135,63 @@ impl KeyInterner {
         columns.collect()
     }
 
-    /// Snapshot, see docs/formats/window-state.md.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut to = Vec::with_capacity(self.data.len() + self.ends.len() * 4 + 32);
+    /// All ids, or with `whole` false those given since `freeze` was called last; see docs/formats/window-state.md.
+    pub fn freeze(&mut self, whole: bool) -> Frozen {
+        let first = if whole { 0 } else { self.frozen };
+        let start = first.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let ends = &self.ends[first..];
+        let mut to = Vec::with_capacity(self.data.len() - start + ends.len() * 4 + 32);
         to.extend_from_slice(MAGIC);
-        to.extend_from_slice(&1u16.to_le_bytes());
+        to.extend_from_slice(&VERSION.to_le_bytes());
         to.extend_from_slice(&(self.types.len() as u16).to_le_bytes());
         to.extend(self.types.iter().map(|ty| *ty as u8));
-        to.extend_from_slice(&(self.ends.len() as u32).to_le_bytes());
-        let starts = std::iter::once(&0).chain(&self.ends);
-        starts
-            .zip(&self.ends)
-            .for_each(|(start, end)| to.extend_from_slice(&((end - start) as u32).to_le_bytes()));
-        to.extend_from_slice(&self.data);
-        seal(to)
+        to.extend_from_slice(&(first as u32).to_le_bytes());
+        to.extend_from_slice(&(ends.len() as u32).to_le_bytes());
+        let starts = std::iter::once(&start).chain(ends);
+        starts.zip(ends).for_each(|(start, end)| to.extend_from_slice(&((end - start) as u32).to_le_bytes()));
+        to.extend_from_slice(&self.data[start..]);
+        self.frozen = self.ends.len();
+        Frozen::of_bytes(to)
     }
 
-    /// The ids that `encode` wrote; the columns must be the same.
+    /// The ids that `freeze` wrote whole; the columns must be the same.
     pub fn decode(bytes: &[u8], types: Vec<GroupType>, max_keys: u32) -> Result<KeyInterner, StateError> {
-        let (_, mut from): (u16, Reader<'_>) = unseal(bytes, MAGIC, "grouping", 1)?;
+        let mut interner = KeyInterner::new(types, max_keys);
+        interner.apply(bytes)?;
+        Ok(interner)
+    }
+
+    /// Takes in ids that `freeze` wrote, which follow those that are there. After an error it is not to be used.
+    pub fn apply(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let (version, mut from): (u16, Reader<'_>) = unseal(bytes, MAGIC, "grouping", VERSION)?;
         let columns = from.u16()? as usize;
-        if from.slice(columns)?.iter().copied().ne(types.iter().map(|ty| *ty as u8)) {
+        if from.slice(columns)?.iter().copied().ne(self.types.iter().map(|ty| *ty as u8)) {
             return from.other_query();
         }
+        let first = if version == 1 { 0 } else { from.u32()? };
         let count = from.u32()?;
+        if first as usize != self.ends.len() {
+            return from.contradiction();
+        }
         let mut lengths = Vec::new();
         for _ in 0..count {
             lengths.push(from.u32()? as usize);
         }
         // Ids once given stay valid, even beyond a bound that has been lowered since.
-        let mut interner = KeyInterner::new(types, count);
-        for (id, length) in (0..count).zip(lengths) {
+        let max_keys = std::mem::replace(&mut self.max_keys, u32::MAX);
+        for (id, length) in (first..).zip(lengths) {
             let tuple = from.slice(length)?;
             let mut rest = tuple;
-            for ty in interner.types.clone() {
-                let Some((_, after)) = split_value(ty, rest) else { return from.contradiction() };
+            for ty in &self.types {
+                let Some((_, after)) = split_value(*ty, rest) else { return from.contradiction() };
                 rest = after;
             }
-            if !rest.is_empty() || interner.id(tuple) != Ok(id) {
+            if !rest.is_empty() || self.id(tuple) != Ok(id) {
                 return from.contradiction();
             }
         }
-        from.finish()?;
-        interner.max_keys = max_keys;
-        Ok(interner)
+        self.max_keys = max_keys;
+        from.finish()
     }
 
     fn check(&self, columns: &[ArrayRef], rows: usize) -> Result<(), InternError> {
@@ -312,7 +331,7 @@ mod tests {
         let mut keys = KeyInterner::new(vec![], 1);
         assert_eq!(keys.intern(&[], 3), Ok(vec![0, 0, 0]));
         assert!(keys.arrays(&[0, 0]).is_empty());
-        assert_eq!(KeyInterner::decode(&keys.encode(), vec![], 1).unwrap().len(), 1);
+        assert_eq!(KeyInterner::decode(&keys.freeze(true).to_bytes(), vec![], 1).unwrap().len(), 1);
     }
 
     #[test]
@@ -325,7 +344,7 @@ mod tests {
         let error = keys.intern(&columns(&[]), 0).unwrap_err().to_string();
         assert!(error.contains("[Utf8 x 0, Int64 x 0, Boolean x 0]"), "{error}");
         assert!(matches!(
-            KeyInterner::decode(&keys.encode(), vec![GroupType::String], 2),
+            KeyInterner::decode(&keys.freeze(true).to_bytes(), vec![GroupType::String], 2),
             Err(StateError::OtherQuery { .. })
         ));
     }
@@ -339,8 +358,13 @@ mod tests {
             let cut = cut.index(tuples.len() + 1);
             let mut keys = KeyInterner::new(ALL.to_vec(), 1000);
             let mut ids = keys.intern(&columns(&tuples[..cut]), cut).unwrap();
-            keys = KeyInterner::decode(&keys.encode(), ALL.to_vec(), 1000).unwrap();
+            let whole = keys.freeze(true).to_bytes();
             ids.extend(keys.intern(&columns(&tuples[cut..]), tuples.len() - cut).unwrap());
+            let more = keys.freeze(false).to_bytes();
+            keys = KeyInterner::decode(&whole, ALL.to_vec(), 1000).unwrap();
+            keys.apply(&more).unwrap();
+            prop_assert!(keys.apply(&whole).is_err() || keys.is_empty());
+            keys = KeyInterner::decode(&keys.freeze(true).to_bytes(), ALL.to_vec(), 1000).unwrap();
             let mut seen: Vec<&Tuple> = Vec::new();
             for (tuple, id) in tuples.iter().zip(&ids) {
                 let known = seen.iter().position(|known| *known == tuple).unwrap_or_else(|| { seen.push(tuple); seen.len() - 1 });
@@ -354,7 +378,7 @@ mod tests {
         fn a_damaged_snapshot_is_refused(at in any::<prop::sample::Index>(), bit in 0u8..8) {
             let mut keys = KeyInterner::new(ALL.to_vec(), 10);
             keys.intern(&columns(&[(Some("x".into()), None, Some(true))]), 1).unwrap();
-            let mut bytes = keys.encode();
+            let mut bytes = keys.freeze(true).to_bytes();
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;
             prop_assert!(KeyInterner::decode(&bytes, ALL.to_vec(), 10).is_err());

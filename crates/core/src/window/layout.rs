@@ -1,10 +1,11 @@
 //! What is aggregated, and where in a key's record each partial result lies.
 //!
 //! A record is a run of u64 words, zero until its first row:
-//! - word 0: rows in bits 0..48, and in bit 48 + i whether input i (i < 16) has had a value that is not NULL;
+//! - word 0: rows in bits 0..46; bit 46: changed since the last early result; bit 47: changed since the last checkpoint; in
+//!   bit 48 + i whether input i (i < 16) has had a value that is not NULL;
 //! - for each input that some aggregate reads, the words it needs, in this order: count, sum, min, max, moments (number,
-//!   mean, sum of squared distances from it), first (time, value), last (time, value), distinct, quantiles (both a handle
-//!   of `Cells`; 0: none yet).
+//!   mean, sum of squared distances from it), first (time, value), last (time, value), distinct, quantiles. The last two, and
+//!   the values of first and last of a text, are handles of `Cells`; 0: none yet.
 //!
 //! Minima and maxima are kept as integers of the same order, so that doubles compare as Java's `Double.compare` does:
 //! -0.0 below 0.0, NaN above everything.
@@ -13,8 +14,12 @@ use super::cells::Cells;
 use super::fold::merge_moments;
 use super::grid::Shape;
 
-/// Rows of one record; the bits above say which inputs have had values.
-pub(super) const ROWS_MASK: u64 = (1 << 48) - 1;
+/// Rows of one record; the bits above say what has changed and which inputs have had values.
+pub(super) const ROWS_MASK: u64 = (1 << 46) - 1;
+/// The record is not in an early result as it is now.
+pub(super) const UNSEEN: u64 = 1 << 46;
+/// The record is not in a checkpoint as it is now.
+pub(super) const CHANGED: u64 = 1 << 47;
 const ANY_BITS: usize = 16;
 /// Bound of a record: 64 lines of 64 bytes.
 const MAX_WORDS: usize = 512;
@@ -23,6 +28,8 @@ const MAX_WORDS: usize = 512;
 pub enum InputType {
     Double,
     Bigint,
+    /// For COUNT, COUNT(DISTINCT x), FIRST_VALUE and LAST_VALUE.
+    Text,
 }
 
 /// The aggregate functions. All but `CountStar` skip NULL.
@@ -118,6 +125,8 @@ pub(super) struct Layout {
     pub template: Vec<u64>,
     /// Words that are handles of `Cells`.
     pub cells: Vec<usize>,
+    /// Those of them whose cells merge; others go with the word before them.
+    merged: Vec<usize>,
     /// How each word of a record takes in that of another one; word 0 apart.
     merges: Vec<Merge>,
 }
@@ -132,6 +141,8 @@ enum Merge {
     Moments,
     First,
     Last,
+    FirstText,
+    LastText,
     /// It belongs to the run before, or is a handle.
     Not,
 }
@@ -144,6 +155,7 @@ impl Layout {
             aggregates: Vec::new(),
             template: vec![0],
             cells: Vec::new(),
+            merged: Vec::new(),
             merges: Vec::new(),
         };
         for (at, ty) in inputs.iter().enumerate() {
@@ -157,6 +169,12 @@ impl Layout {
                 (Function::CountStar, Some(_)) => return refuse("COUNT(*) reads no input".into()),
                 (Function::Percentile { millionths }, _) if millionths > 1_000_000 => {
                     return refuse(format!("a percentile of {millionths} millionths is above 1"));
+                }
+                (function, Some(input)) if inputs.get(input) == Some(&InputType::Text) => {
+                    use Function as F;
+                    if !matches!(function, F::Count | F::CountDistinct | F::First | F::Last) {
+                        return refuse(format!("{function:?} takes numbers, and input {input} is text"));
+                    }
                 }
                 (_, Some(input)) if input < inputs.len() => {}
                 (function, input) => {
@@ -206,11 +224,18 @@ impl Layout {
         };
         let spreads = |f| matches!(f, F::VarPop | F::VarSamp | F::StddevPop | F::StddevSamp);
         let moments = more(needs(&spreads), &[0, 0, 0], Merge::Moments);
-        let first = more(needs(&|f| f == F::First), &[i64::MAX as u64, 0], Merge::First);
-        let last = more(needs(&|f| f == F::Last), &[i64::MIN as u64, 0], Merge::Last);
+        let text = ty == InputType::Text;
+        let (of_first, of_last) =
+            if text { (Merge::FirstText, Merge::LastText) } else { (Merge::First, Merge::Last) };
+        let first = more(needs(&|f| f == F::First), &[i64::MAX as u64, 0], of_first);
+        let last = more(needs(&|f| f == F::Last), &[i64::MIN as u64, 0], of_last);
         let distinct = more(needs(&|f| f == F::CountDistinct), &[0], Merge::Not);
         let quantiles = more(needs(&|f| matches!(f, F::Percentile { .. })), &[0], Merge::Not);
+        if text {
+            self.cells.extend(first.into_iter().chain(last).map(|at| at + 1));
+        }
         self.cells.extend(distinct.into_iter().chain(quantiles));
+        self.merged.extend(distinct.into_iter().chain(quantiles));
         self.inputs.push(InputLayout {
             input: at,
             ty,
@@ -235,8 +260,9 @@ impl Layout {
         self.template.len().div_ceil(8).next_power_of_two().trailing_zeros()
     }
 
-    /// Adds the rows of a later record to a record; both have rows. Without `cells`, handles are left as they are.
-    pub fn merge(&self, to: &mut [u64], from: &[u64], cells: Option<&mut Cells>) {
+    /// Adds the rows of a later record to a record; both have rows. With `cells`, those of the second go over to the first or are
+    /// given up; without, handles of texts are those of the one that counts and others are left as they are.
+    pub fn merge(&self, to: &mut [u64], from: &[u64], mut cells: Option<&mut Cells>) {
         to[0] = ((to[0] & ROWS_MASK) + (from[0] & ROWS_MASK)) | ((to[0] | from[0]) & !ROWS_MASK);
         for (at, merge) in (1..).zip(&self.merges) {
             match merge {
@@ -245,17 +271,23 @@ impl Layout {
                 Merge::Min => to[at] = (to[at] as i64).min(from[at] as i64) as u64,
                 Merge::Max => to[at] = (to[at] as i64).max(from[at] as i64) as u64,
                 Merge::Moments => merge_moments(&mut to[at..at + 3], &from[at..at + 3]),
-                Merge::First if (from[at] as i64) < to[at] as i64 => {
-                    to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+                Merge::First | Merge::FirstText | Merge::Last | Merge::LastText => {
+                    let (own, other) = (to[at] as i64, from[at] as i64);
+                    let is_first = matches!(merge, Merge::First | Merge::FirstText);
+                    let counts = if is_first { other < own } else { other >= own };
+                    let is_text = matches!(merge, Merge::FirstText | Merge::LastText);
+                    if let Some(cells) = cells.as_deref_mut().filter(|_| is_text) {
+                        cells.take(if counts { to[at + 1] } else { from[at + 1] });
+                    }
+                    if counts {
+                        to[at..at + 2].copy_from_slice(&from[at..at + 2]);
+                    }
                 }
-                Merge::Last if from[at] as i64 >= to[at] as i64 => {
-                    to[at..at + 2].copy_from_slice(&from[at..at + 2]);
-                }
-                Merge::First | Merge::Last | Merge::Not => {}
+                Merge::Not => {}
             }
         }
         if let Some(cells) = cells {
-            self.cells.iter().for_each(|at| to[*at] = cells.merge(to[*at], from[*at]));
+            self.merged.iter().for_each(|at| to[*at] = cells.merge(to[*at], from[*at]));
         }
     }
 }
@@ -263,7 +295,7 @@ impl Layout {
 fn sum_of_nothing(ty: InputType) -> u64 {
     match ty {
         InputType::Double => (-0.0f64).to_bits(),
-        InputType::Bigint => 0,
+        InputType::Bigint | InputType::Text => 0,
     }
 }
 

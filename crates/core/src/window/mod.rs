@@ -10,16 +10,22 @@ mod aligned;
 mod cells;
 mod close;
 mod distinct;
+mod early;
 mod fold;
+mod frozen;
 mod grid;
 mod group;
 mod layout;
+mod old_state;
 mod panes;
 mod quantiles;
 mod results;
+mod session_state;
 mod sessions;
 mod state;
 
+#[cfg(test)]
+mod frozen_tests;
 #[cfg(test)]
 mod session_tests;
 #[cfg(test)]
@@ -28,8 +34,9 @@ mod tests;
 pub use aligned::{AddError, Added, AlignedWindows};
 pub use distinct::hash_text;
 pub use fold::{Input, Values};
+pub use frozen::Frozen;
 pub use grid::Shape;
 pub use group::{GroupType, InternError, KeyInterner};
 pub use layout::{Aggregate, AlignedOptions, Function, InputType, OptionsError};
 pub use sessions::{SessionOptions, SessionWindows};
-pub use state::StateError;
+pub use state::{StateError, is_sealed, seal};

@@ -4,6 +4,9 @@
 //! never copies records. Pages of dropped panes are used again.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::layout::CHANGED;
 
 /// Lines of one page: 64 kB.
 const PAGE_LINES: usize = 1024;
@@ -16,7 +19,38 @@ pub(super) const ALL_KEYS: u64 = u64::MAX;
 /// Aligned so that a record of eight words is one cache line.
 #[repr(align(64))]
 #[derive(Clone)]
-struct Page([[u64; 8]; PAGE_LINES]);
+pub(super) struct Page([[u64; 8]; PAGE_LINES]);
+
+impl Page {
+    fn zeros() -> Box<Page> {
+        Box::new(Page([[0; 8]; PAGE_LINES]))
+    }
+
+    /// Its records, each of so many lines, log2.
+    pub fn records(&self, lines_log2: u32) -> std::slice::ChunksExact<'_, u64> {
+        self.0.as_flattened().chunks_exact(8 << lines_log2)
+    }
+}
+
+/// A page that a checkpoint reads, or has read, while the windows go on.
+pub(super) type FrozenPage = Arc<Box<Page>>;
+
+/// A frozen page is copied, or taken back, before it changes.
+#[derive(Clone)]
+enum Slot {
+    Own(Box<Page>),
+    Frozen(FrozenPage),
+}
+
+impl Slot {
+    #[inline(always)]
+    fn page(&self) -> &Page {
+        match self {
+            Slot::Own(page) => page,
+            Slot::Frozen(page) => page,
+        }
+    }
+}
 
 /// Where a record lies: page in the pool, then record in the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +61,11 @@ impl Place {
     pub const NONE: Place = Place(u32::MAX);
 }
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Pool {
-    pages: Vec<Box<Page>>,
+    pages: Vec<Slot>,
+    /// In a slot's place while its page is moved.
+    blank: FrozenPage,
     free: Vec<u32>,
     /// 64-byte lines of a record, log2.
     lines_log2: u32,
@@ -40,7 +76,7 @@ pub(super) struct Pool {
 impl Pool {
     pub fn new(lines_log2: u32) -> Pool {
         let key_bits = PAGE_LINES.trailing_zeros() - lines_log2;
-        Pool { pages: Vec::new(), free: Vec::new(), lines_log2, key_bits }
+        Pool { pages: Vec::new(), blank: Arc::new(Page::zeros()), free: Vec::new(), lines_log2, key_bits }
     }
 
     /// Keys of one page, log2.
@@ -56,11 +92,14 @@ impl Pool {
 
     /// A page of zeros.
     pub fn take(&mut self) -> u32 {
-        if let Some(page) = self.free.pop() {
-            self.pages[page as usize].0.as_flattened_mut().fill(0);
-            return page;
+        if let Some(at) = self.free.pop() {
+            match &mut self.pages[at as usize] {
+                Slot::Own(page) => page.0.as_flattened_mut().fill(0),
+                frozen => *frozen = Slot::Own(Page::zeros()),
+            }
+            return at;
         }
-        self.pages.push(Box::new(Page([[0; 8]; PAGE_LINES])));
+        self.pages.push(Slot::Own(Page::zeros()));
         (self.pages.len() - 1) as u32
     }
 
@@ -83,13 +122,55 @@ impl Pool {
     #[inline(always)]
     pub fn record(&self, place: Place) -> &[u64] {
         let (page, word) = self.word(place);
-        &self.pages[page].0.as_flattened()[word..]
+        &self.pages[page].page().0.as_flattened()[word..]
     }
 
     #[inline(always)]
     pub fn record_mut(&mut self, place: Place) -> &mut [u64] {
-        let (page, word) = self.word(place);
-        &mut self.pages[page].0.as_flattened_mut()[word..]
+        let (at, word) = self.word(place);
+        if let Slot::Frozen(_) = self.pages[at] {
+            self.thaw(at);
+        }
+        match &mut self.pages[at] {
+            Slot::Own(page) => &mut page.0.as_flattened_mut()[word..],
+            Slot::Frozen(_) => unreachable!("page {at} was thawed"),
+        }
+    }
+
+    /// Lines of a record, log2.
+    pub fn lines_log2(&self) -> u32 {
+        self.lines_log2
+    }
+
+    /// Whether the page has changed since it was frozen last.
+    pub fn has_changed(&self, page: u32) -> bool {
+        matches!(self.pages[page as usize], Slot::Own(_))
+    }
+
+    /// The page as it is now, which stays so however the records change.
+    pub fn freeze(&mut self, page: u32) -> FrozenPage {
+        let slot = &mut self.pages[page as usize];
+        let frozen = match std::mem::replace(slot, Slot::Frozen(self.blank.clone())) {
+            Slot::Own(page) => Arc::new(page),
+            Slot::Frozen(page) => page,
+        };
+        *slot = Slot::Frozen(frozen.clone());
+        frozen
+    }
+
+    /// Makes a page its own again. Nothing in it has changed since it was frozen.
+    #[cold]
+    #[inline(never)]
+    fn thaw(&mut self, at: usize) {
+        let mut own = match std::mem::replace(&mut self.pages[at], Slot::Frozen(self.blank.clone())) {
+            Slot::Own(page) => page,
+            // Not copied where the checkpoint is written.
+            Slot::Frozen(page) => Arc::try_unwrap(page).unwrap_or_else(|page| Box::clone(&page)),
+        };
+        for record in own.0.as_flattened_mut().chunks_exact_mut(8 << self.lines_log2) {
+            record[0] &= !CHANGED;
+        }
+        self.pages[at] = Slot::Own(own);
     }
 
     /// Asks for the record's lines, which a row soon needs.
@@ -129,6 +210,8 @@ pub(super) struct Window {
     pub amended: Vec<u32>,
     /// Highest revision that has come out, for keys that were ever amended; -1: none yet.
     pub revisions: HashMap<u32, i64>,
+    /// Whether the newest checkpoint has it otherwise.
+    pub changed: bool,
 }
 
 impl Window {

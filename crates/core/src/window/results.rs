@@ -3,7 +3,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt32Array};
+use arrow_array::builder::StringBuilder;
+use arrow_array::{
+    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
+};
 use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
@@ -28,8 +31,13 @@ pub(super) fn schema(layout: &Layout) -> SchemaRef {
         use Function as F;
         let counts = matches!(function, F::Count | F::CountStar | F::CountDistinct);
         let of_input = matches!(function, F::Sum | F::Avg | F::Min | F::Max | F::First | F::Last);
-        let bigint = input.is_none_or(|input| layout.inputs[input].ty == InputType::Bigint);
-        let ty = if counts || of_input && bigint { DataType::Int64 } else { DataType::Float64 };
+        let of_type = input.map_or(InputType::Bigint, |input| layout.inputs[input].ty);
+        let ty = match of_type {
+            _ if counts => DataType::Int64,
+            InputType::Bigint if of_input => DataType::Int64,
+            InputType::Text => DataType::Utf8,
+            _ => DataType::Float64,
+        };
         fields.push(Field::new(format!("aggregate_{at}"), ty, !counts));
     }
     fields.push(Field::new("revision", DataType::Int64, false));
@@ -47,6 +55,8 @@ pub(super) struct Rows {
     records: Vec<u64>,
     /// Values of the aggregates that read cells, row by row.
     of_cells: Vec<u64>,
+    /// Values of the aggregates that are texts, one column each.
+    texts: Vec<StringBuilder>,
 }
 
 impl Rows {
@@ -61,6 +71,7 @@ impl Rows {
             revisions: Vec::with_capacity(room),
             records: Vec::new(),
             of_cells: Vec::new(),
+            texts: Vec::new(),
         }
     }
 
@@ -93,6 +104,18 @@ impl Rows {
         }
         if !layout.cells.is_empty() {
             self.push_of_cells(layout, cells, records);
+            let texts = layout.aggregates.iter().filter_map(|(function, input)| {
+                text_word(*function, input.map(|input| &layout.inputs[input]))
+            });
+            for (column, word) in texts.enumerate() {
+                if column == self.texts.len() {
+                    self.texts.push(StringBuilder::new());
+                }
+                match cells.get(self.records[at + word]) {
+                    Some(Cell::Text(text)) => self.texts[column].append_value(text),
+                    _ => self.texts[column].append_null(),
+                }
+            }
         }
     }
 
@@ -150,8 +173,15 @@ impl Rows {
         };
         let mut columns: Vec<ArrayRef> =
             vec![Arc::new(UInt32Array::from(self.keys)), time(self.starts), time(self.ends)];
+        let mut texts = self.texts.into_iter();
         for (at, results) in results.into_iter().enumerate() {
-            columns.push(results.finish(schema.field(3 + at)));
+            let field = schema.field(3 + at);
+            columns.push(match field.data_type() {
+                DataType::Utf8 => Arc::new(
+                    texts.next().map_or_else(|| StringArray::new_null(rows), |mut column| column.finish()),
+                ),
+                _ => results.finish(field),
+            });
         }
         columns.push(Arc::new(Int64Array::from(self.revisions)));
         RecordBatch::try_new(schema, columns).unwrap_or_else(|error| {
@@ -195,6 +225,16 @@ fn cell_word(function: Function, input: Option<&InputLayout>) -> Option<usize> {
     }
 }
 
+/// The word of the text that the function reads.
+fn text_word(function: Function, input: Option<&InputLayout>) -> Option<usize> {
+    let input = input.filter(|input| input.ty == InputType::Text)?;
+    match function {
+        Function::First => input.first.map(|at| at + 1),
+        Function::Last => input.last.map(|at| at + 1),
+        _ => None,
+    }
+}
+
 #[inline]
 fn has_result(function: Function, input: &InputLayout, record: &[u64]) -> bool {
     match function {
@@ -209,7 +249,7 @@ fn result(function: Function, input: Option<&InputLayout>, record: &[u64]) -> u6
     let Some(input) = input else { return record[0] & ROWS_MASK };
     let word = |at: Option<usize>| at.map_or(0, |at| record[at]);
     let ordered = |at| match input.ty {
-        InputType::Bigint => word(at),
+        InputType::Bigint | InputType::Text => word(at),
         InputType::Double => from_ordered(word(at) as i64).to_bits(),
     };
     // Squared distances from the mean, over the number of values or one less.
@@ -221,7 +261,7 @@ fn result(function: Function, input: Option<&InputLayout>, record: &[u64]) -> u6
         (Function::Count | Function::CountStar, _) => word(input.count()),
         (Function::Sum, _) => word(input.sum()),
         // A count is never -1, so only a count of 0 has no quotient.
-        (Function::Avg, InputType::Bigint) => {
+        (Function::Avg, InputType::Bigint | InputType::Text) => {
             (word(input.sum()) as i64).checked_div(word(input.count()) as i64).unwrap_or(0) as u64
         }
         (Function::Avg, InputType::Double) => {

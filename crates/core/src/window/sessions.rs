@@ -42,7 +42,18 @@ pub(super) struct Session {
     pub last_us: i64,
     /// The next open session of the key.
     next: u32,
-    pub(super) open: bool,
+    pub(super) state: State,
+    /// Whether it is in `SessionWindows::changed`.
+    pub(super) changed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Open,
+    /// It waits to come out.
+    Closed,
+    /// The slot waits for another session.
+    Free,
 }
 
 /// Aggregates per session. Cloning copies the state.
@@ -62,6 +73,10 @@ pub struct SessionWindows {
     sorted: bool,
     /// No open session ends before it.
     earliest_end_us: i64,
+    /// Whether the lists follow the sessions: of a snapshot they are made when they are needed.
+    linked: bool,
+    /// Slots that are not in a checkpoint as they are now, each once.
+    pub(super) changed: Vec<u32>,
     places: Vec<Place>,
 }
 
@@ -82,6 +97,8 @@ impl SessionWindows {
             closed: Vec::new(),
             sorted: true,
             earliest_end_us: i64::MAX,
+            linked: true,
+            changed: Vec::new(),
             places: Vec::new(),
         })
     }
@@ -123,6 +140,7 @@ impl SessionWindows {
     ) -> Result<Added, AddError> {
         let lengths = [ts_us.len(), watermarks_us.len(), select.map_or(keys.len(), <[bool]>::len)];
         fold::check(keys.len(), &lengths, inputs, &self.options.inputs)?;
+        self.link_all();
         self.reserve(keys)?;
         let mut places = std::mem::take(&mut self.places);
         places.clear();
@@ -146,6 +164,7 @@ impl SessionWindows {
                 self.merge(one, other);
             }
             let at = if one == NONE { self.insert(key, ts, before) } else { one };
+            self.note(at);
             let session = &mut self.sessions[at as usize];
             session.first_us = session.first_us.min(ts);
             session.last_us = session.last_us.max(ts);
@@ -160,6 +179,7 @@ impl SessionWindows {
     /// The next results of sessions that end at or before `watermark_us`, at most `max_rows` (and at least one) of them; `None`: no
     /// more. Columns as those of aligned windows; `revision` is 0. Rows are in order of (end, key, start).
     pub fn close(&mut self, watermark_us: i64, max_rows: usize) -> Option<RecordBatch> {
+        self.link_all();
         if watermark_us >= self.earliest_end_us {
             self.close_until(watermark_us);
         }
@@ -243,9 +263,20 @@ impl SessionWindows {
     fn unlink(&mut self, key: u32, before: u32, at: u32) {
         let next = self.sessions[at as usize].next;
         self.link(key, before, next);
-        self.sessions[at as usize].open = false;
+        self.sessions[at as usize].state = State::Closed;
+        self.note(at);
         self.closed.push(at);
         self.sorted = false;
+    }
+
+    /// The session is not in a checkpoint as it is now.
+    #[inline]
+    fn note(&mut self, at: u32) {
+        let session = &mut self.sessions[at as usize];
+        if !session.changed {
+            session.changed = true;
+            self.changed.push(at);
+        }
     }
 
     fn link(&mut self, key: u32, before: u32, next: u32) {
@@ -260,43 +291,76 @@ impl SessionWindows {
     fn insert(&mut self, key: u32, ts: i64, before: u32) -> u32 {
         let next =
             if before == NONE { self.heads[key as usize] } else { self.sessions[before as usize].next };
-        let session = Session { key, first_us: ts, last_us: ts, next, open: true };
         let at = match self.free.pop() {
-            Some(at) => {
-                self.sessions[at as usize] = session;
-                at
-            }
+            Some(at) => at,
             None => {
                 let at = self.sessions.len() as u32;
-                if (at >> self.pool.key_bits()) as usize >= self.pool.live() {
-                    self.pool.take();
-                }
-                self.sessions.push(session);
+                self.make_room(at);
                 at
             }
         };
+        let session = &mut self.sessions[at as usize];
+        *session =
+            Session { key, first_us: ts, last_us: ts, next, state: State::Open, changed: session.changed };
         self.link(key, before, at);
         self.earliest_end_us = self.earliest_end_us.min(ts.saturating_add(self.options.gap_us));
         at
     }
 
-    /// A session of a snapshot, after `follows` in its key's list.
-    pub(super) fn restore(&mut self, key: u32, times: (i64, i64), follows: Option<u32>, closed: bool) -> u32 {
-        if key as usize >= self.heads.len() {
-            self.heads.resize(key as usize + 1, NONE);
+    /// Makes slots up to this one.
+    fn make_room(&mut self, at: u32) {
+        let nobody =
+            Session { key: 0, first_us: 0, last_us: 0, next: NONE, state: State::Free, changed: false };
+        self.sessions.resize(at as usize + 1, nobody);
+        while self.pool.live() <= (at >> self.pool.key_bits()) as usize {
+            self.pool.take();
         }
-        let before = follows.unwrap_or(NONE);
-        let at = self.insert(key, times.0, before);
-        self.sessions[at as usize].last_us = times.1;
-        if closed {
-            self.unlink(key, before, at);
+    }
+
+    /// A session of a snapshot, in the place of what is in its slot.
+    pub(super) fn put(&mut self, at: u32, key: u32, times: (i64, i64), state: State) {
+        self.linked = false;
+        if at as usize >= self.sessions.len() {
+            self.make_room(at);
         }
-        at
+        if state == State::Free {
+            self.empty(at);
+        }
+        let session = &mut self.sessions[at as usize];
+        (session.key, session.first_us, session.last_us, session.state) = (key, times.0, times.1, state);
+    }
+
+    /// Makes the lists that follow from the sessions, where a snapshot has put some.
+    fn link_all(&mut self) {
+        if self.linked {
+            return;
+        }
+        self.linked = true;
+        let keys = self.sessions.iter().map(|session| session.key as usize + 1).max().unwrap_or(0);
+        self.heads.clear();
+        self.heads.resize(keys, NONE);
+        self.earliest_end_us = i64::MAX;
+        self.sorted = false;
+        let slots = |wanted: State| {
+            let all = self.sessions.iter().zip(0u32..);
+            all.filter(move |(session, _)| session.state == wanted).map(|(_, at)| at).collect()
+        };
+        let mut open: Vec<u32> = slots(State::Open);
+        (self.closed, self.free) = (slots(State::Closed), slots(State::Free));
+        // Each becomes the first of its key, the latest first.
+        open.sort_unstable_by_key(|at| std::cmp::Reverse(self.sessions[*at as usize].first_us));
+        for at in open {
+            let session = self.sessions[at as usize];
+            self.sessions[at as usize].next = self.heads[session.key as usize];
+            self.heads[session.key as usize] = at;
+            self.earliest_end_us = self.earliest_end_us.min(self.end(&session));
+        }
     }
 
     /// Moves the second session, which follows the first in its list, into the first.
     fn merge(&mut self, one: u32, other: u32) {
         let from = self.sessions[other as usize];
+        self.note(one);
         let to = &mut self.sessions[one as usize];
         to.next = from.next;
         to.last_us = to.last_us.max(from.last_us);
@@ -308,6 +372,14 @@ impl SessionWindows {
     }
 
     fn release(&mut self, at: u32) {
+        self.empty(at);
+        self.sessions[at as usize].state = State::Free;
+        self.note(at);
+        self.free.push(at);
+    }
+
+    /// Drops what a session has aggregated.
+    fn empty(&mut self, at: u32) {
         let record = self.pool.record_mut(Place(at));
         if record[0] & ROWS_MASK > 0 {
             for word in &self.layout.cells {
@@ -315,15 +387,13 @@ impl SessionWindows {
             }
         }
         record[0] = 0;
-        self.sessions[at as usize].open = false;
-        self.free.push(at);
     }
 
     fn close_until(&mut self, watermark_us: i64) {
         let mut earliest_end_us = i64::MAX;
         for at in 0..self.sessions.len() as u32 {
             let session = self.sessions[at as usize];
-            if !session.open {
+            if session.state != State::Open {
                 continue;
             }
             let end = self.end(&session);

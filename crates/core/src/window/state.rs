@@ -1,19 +1,18 @@
-//! Snapshots: every byte is drawn in docs/formats/window-state.md. A snapshot is whole or refused.
+//! Snapshots of aligned windows: every byte is drawn in docs/formats/window-state.md. A snapshot is read to its end or refused.
 
 use super::aligned::AlignedWindows;
 use super::cells::{Cell, Cells};
 use super::distinct::Distinct;
+use super::frozen::{Frozen, Part, put_records, put_words};
 use super::grid::Shape;
 use super::layout::{Aggregate, AlignedOptions, Function, InputType, OptionsError, ROWS_MASK};
 use super::panes::{NO_PAGE, Window};
 use super::quantiles::Quantiles;
-use super::sessions::{SessionOptions, SessionWindows};
 
 const MAGIC: &[u8; 8] = b"HWTUMBLE";
-const SESSIONS: &[u8; 8] = b"HWSESSNS";
-/// Version 1 knew TUMBLE alone: a pane was a window.
-const VERSION: u16 = 2;
-const NO_INPUT: u16 = u16::MAX;
+/// Version 1 knew TUMBLE alone: a pane was a window. Version 2 had no changes, only whole states.
+const VERSION: u16 = 3;
+pub(super) const NO_INPUT: u16 = u16::MAX;
 
 /// A snapshot cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,111 +29,155 @@ pub enum StateError {
     OtherQuery { what: &'static str },
     #[error("reading a {what} snapshot: its checksum holds, but its content is contradictory at byte {at}")]
     Contradiction { what: &'static str, at: usize },
+    #[error(
+        "reading a {what} snapshot: changes stand where a whole state is needed, or a whole state where changes are"
+    )]
+    Part { what: &'static str },
     #[error(transparent)]
     Options(#[from] OptionsError),
 }
 
 impl AlignedWindows {
-    /// The whole state; its size is that of the keys in use, not of the pages.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut to = Vec::new();
-        to.extend_from_slice(MAGIC);
-        to.extend_from_slice(&VERSION.to_le_bytes());
-        put_shape(&self.options.shape, &mut to);
-        put_aggregates(&self.options.aggregates, &self.options.inputs, &mut to);
-        to.extend_from_slice(&self.forgotten_us.to_le_bytes());
-        to.extend_from_slice(&(self.panes.by_number.len() as u32).to_le_bytes());
-        for (number, slot) in &self.panes.by_number {
-            to.extend_from_slice(&number.to_le_bytes());
-            self.put_records(&self.panes.slots[*slot].pages, &mut to);
+    /// The state as it is now: all of it, or with `whole` false what has changed since `freeze` was called last. Its size is that of
+    /// the keys in use, not of the pages.
+    pub fn freeze(&mut self, whole: bool) -> Frozen {
+        let mut head = Vec::new();
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.push(u8::from(!whole));
+        put_shape(&self.options.shape, &mut head);
+        put_aggregates(&self.options.aggregates, &self.options.inputs, &mut head);
+        head.extend_from_slice(&self.forgotten_us.to_le_bytes());
+        put_numbers(self.panes.by_number.keys(), &mut head);
+        let changed = |slot: &usize| {
+            let mut pages = self.panes.slots[*slot].pages.iter().filter(|page| **page != NO_PAGE);
+            whole || pages.any(|page| self.pool.has_changed(*page))
+        };
+        let panes = self.panes.by_number.iter().filter(|(_, slot)| changed(slot));
+        let panes: Vec<(i64, usize)> = panes.map(|(number, slot)| (*number, *slot)).collect();
+        head.extend_from_slice(&(panes.len() as u32).to_le_bytes());
+        let mut frozen = Frozen::new(&self.layout);
+        frozen.push(Part::Bytes(head));
+        for (number, slot) in panes {
+            frozen.push(Part::Bytes(number.to_le_bytes().to_vec()));
+            self.freeze_pane(slot, whole, &mut frozen);
+            frozen.push(Part::Bytes(0u32.to_le_bytes().to_vec()));
         }
-        to.extend_from_slice(&(self.windows.len() as u32).to_le_bytes());
-        for (number, window) in &self.windows {
-            to.extend_from_slice(&number.to_le_bytes());
-            put_window(window, &mut to);
+        let mut tail = Vec::new();
+        put_numbers(self.windows.keys(), &mut tail);
+        let changed = self.windows.iter_mut().filter(|(_, window)| whole || window.changed);
+        let changed: Vec<_> = changed.collect();
+        tail.extend_from_slice(&(changed.len() as u32).to_le_bytes());
+        for (number, window) in changed {
+            tail.extend_from_slice(&number.to_le_bytes());
+            put_window(window, &mut tail);
+            window.changed = false;
         }
-        seal(to)
+        frozen.push(Part::Bytes(tail));
+        frozen
     }
 
-    /// The state that `encode` wrote, under options of the same query; only the bounds may differ.
+    fn freeze_pane(&mut self, slot: usize, whole: bool, frozen: &mut Frozen) {
+        let (lines_log2, bits) = (self.pool.lines_log2(), self.pool.key_bits());
+        for (&page, index) in self.panes.slots[slot].pages.iter().zip(0u32..) {
+            if page == NO_PAGE || !(whole || self.pool.has_changed(page)) {
+                continue;
+            }
+            let (page, first_key) = (self.pool.freeze(page), index << bits);
+            if self.layout.cells.is_empty() {
+                frozen.push(Part::Records { page, first_key, all: whole });
+                continue;
+            }
+            // Cells are not shared: they are written down now.
+            let mut bytes = Vec::new();
+            put_records(&page, lines_log2, first_key, whole, &mut bytes, |record, to| {
+                put_record(&record[..self.layout.words()], &self.layout.cells, &self.cells, to);
+            });
+            frozen.push(Part::Bytes(bytes));
+        }
+    }
+
+    /// The state that `freeze` wrote whole, under options of the same query; only the bounds may differ.
     pub fn decode(bytes: &[u8], options: AlignedOptions) -> Result<AlignedWindows, StateError> {
         let (version, mut from) = unseal(bytes, MAGIC, "window", VERSION)?;
         let mut found = AlignedWindows::new(options)?;
-        if version == 1 {
-            found.read_version_1(&mut from)?;
-            return from.finish().map(|()| found);
-        }
-        let mut query = Vec::new();
-        put_shape(&found.options.shape, &mut query);
-        put_aggregates(&found.options.aggregates, &found.options.inputs, &mut query);
-        from.expect(&query)?;
-        found.forgotten_us = from.i64()?;
-        for _ in 0..from.u32()? {
-            let slot = found.read_pane_number(&mut from)?;
-            let records = from.u32()?;
-            found.read_records(slot, records, &mut from)?;
-        }
-        for _ in 0..from.u32()? {
-            let number = from.i64()?;
-            if found.windows.last_key_value().is_some_and(|(last, _)| *last >= number) {
-                return from.contradiction();
+        match version {
+            1 => found.read_version_1(&mut from)?,
+            2 => found.read_version_2(&mut from)?,
+            _ => {
+                from.expect_whole(true)?;
+                found.read_version_3(&mut from)?;
             }
-            let emitted = from.u64()?;
-            let (amended, revisions) = (from.u32()?, from.u32()?);
-            let window = read_window(emitted, amended, revisions, &mut from)?;
-            found.windows.insert(number, window);
         }
         from.finish()?;
         Ok(found)
     }
 
-    fn read_pane_number(&mut self, from: &mut Reader<'_>) -> Result<usize, StateError> {
-        let number = from.i64()?;
-        if self.panes.by_number.last_key_value().is_some_and(|(last, _)| *last >= number) {
+    /// Takes in what `freeze` wrote of the changes since the state that this is. After an error the state is not to be used.
+    pub fn apply(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        let (version, mut from) = unseal(bytes, MAGIC, "window", VERSION)?;
+        if version < 3 {
             return from.contradiction();
         }
-        Ok(self.panes.insert(number))
+        from.expect_whole(false)?;
+        self.read_version_3(&mut from)?;
+        from.finish()
     }
 
-    /// A pane of version 1 holds what has come out of it, too.
-    fn read_version_1(&mut self, from: &mut Reader<'_>) -> Result<(), StateError> {
-        let Shape::Tumble { size_us } = self.options.shape else { return from.other_query() };
-        let mut query = Vec::from(size_us.to_le_bytes());
-        put_aggregates_1(&self.options.aggregates, &self.options.inputs, &mut query);
-        from.expect(&query)?;
-        self.forgotten_us = from.i64()?;
+    fn read_version_3(&mut self, from: &mut Reader<'_>) -> Result<(), StateError> {
+        self.read_query(from)?;
+        let panes = read_numbers(from)?;
+        let gone = self.panes.by_number.keys().filter(|number| panes.binary_search(number).is_err());
+        let gone: Vec<i64> = gone.copied().collect();
+        gone.into_iter().for_each(|number| self.drop_pane(number));
         for _ in 0..from.u32()? {
-            let slot = self.read_pane_number(from)?;
-            let number = self.panes.by_number.last_key_value().map_or(0, |(number, _)| *number);
-            let emitted = from.u64()?;
-            let (records, amended, revisions) = (from.u32()?, from.u32()?, from.u32()?);
-            self.read_records(slot, records, from)?;
-            let window = read_window(emitted, amended, revisions, from)?;
-            if emitted > 0 || amended + revisions > 0 {
-                self.windows.insert(number, window);
+            let number = from.i64()?;
+            if panes.binary_search(&number).is_err() {
+                return from.contradiction();
             }
+            let slot = match self.panes.by_number.get(&number) {
+                Some(slot) => *slot,
+                None => self.panes.insert(number),
+            };
+            loop {
+                let records = from.u32()?;
+                if records == 0 {
+                    break;
+                }
+                self.read_records(slot, records, from)?;
+            }
+        }
+        let windows = read_numbers(from)?;
+        self.windows.retain(|number, _| windows.binary_search(number).is_ok());
+        for _ in 0..from.u32()? {
+            let number = from.i64()?;
+            let emitted = from.u64()?;
+            let (amended, revisions) = (from.u32()?, from.u32()?);
+            let window = read_window(emitted, amended, revisions, from)?;
+            self.windows.insert(number, window);
+        }
+        if panes.len() != self.panes.by_number.len() || !self.windows.keys().eq(windows.iter()) {
+            return from.contradiction();
         }
         Ok(())
     }
 
-    /// Number of records, keys, records, cells.
-    fn put_records(&self, pages: &[u32], to: &mut Vec<u8>) {
-        let bits = self.pool.key_bits();
-        let pages = pages.iter().zip(0u32..).filter(|(page, _)| **page != NO_PAGE);
-        let places = pages.flat_map(|(page, index)| {
-            (0..1 << bits).map(move |low| (index << bits | low, self.pool.place(*page, low)))
-        });
-        let used: Vec<_> = places.filter(|(_, place)| self.pool.record(*place)[0] & ROWS_MASK > 0).collect();
-        to.extend_from_slice(&(used.len() as u32).to_le_bytes());
-        to.reserve(used.len() * (4 + 8 * self.layout.words()));
-        used.iter().for_each(|(key, _)| to.extend_from_slice(&key.to_le_bytes()));
-        for (_, place) in &used {
-            let record = &self.pool.record(*place)[..self.layout.words()];
-            put_record(record, &self.layout.cells, &self.cells, to);
-        }
+    /// Which query it is, and the windows that are forgotten.
+    pub(super) fn read_query(&mut self, from: &mut Reader<'_>) -> Result<(), StateError> {
+        let mut query = Vec::new();
+        put_shape(&self.options.shape, &mut query);
+        put_aggregates(&self.options.aggregates, &self.options.inputs, &mut query);
+        from.expect(&query)?;
+        self.forgotten_us = from.i64()?;
+        Ok(())
     }
 
-    fn read_records(&mut self, slot: usize, records: u32, from: &mut Reader<'_>) -> Result<(), StateError> {
+    pub(super) fn read_records(
+        &mut self,
+        slot: usize,
+        records: u32,
+        from: &mut Reader<'_>,
+    ) -> Result<(), StateError> {
         let bits = self.pool.key_bits();
         let pane = &mut self.panes.slots[slot];
         let mut keys = Vec::new();
@@ -154,78 +197,16 @@ impl AlignedWindows {
                 pane.pages[index] = self.pool.take();
             }
             let record = self.pool.record_mut(self.pool.place(pane.pages[index], key));
-            read_record(
-                &mut record[..self.layout.template.len()],
-                &self.layout.cells,
-                &mut self.cells,
-                from,
-            )?;
+            read_record(&mut record[..self.layout.words()], &self.layout.cells, &mut self.cells, from)?;
         }
         Ok(())
     }
 }
 
-impl SessionWindows {
-    /// The whole state.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut to = Vec::new();
-        to.extend_from_slice(SESSIONS);
-        to.extend_from_slice(&1u16.to_le_bytes());
-        to.extend_from_slice(&self.options.gap_us.to_le_bytes());
-        put_aggregates(&self.options.aggregates, &self.options.inputs, &mut to);
-        let open = self.sessions.iter().zip(0u32..).filter(|(session, _)| session.open);
-        let mut held: Vec<u32> = open.map(|(_, at)| at).chain(self.closed.iter().copied()).collect();
-        held.sort_unstable_by_key(|at| {
-            let session = &self.sessions[*at as usize];
-            (session.key, session.first_us)
-        });
-        to.extend_from_slice(&(held.len() as u32).to_le_bytes());
-        for at in held {
-            let session = &self.sessions[at as usize];
-            to.extend_from_slice(&session.key.to_le_bytes());
-            to.extend_from_slice(&session.first_us.to_le_bytes());
-            to.extend_from_slice(&session.last_us.to_le_bytes());
-            to.push(u8::from(!session.open));
-            let record = &self.pool.record(super::panes::Place(at))[..self.layout.words()];
-            put_record(record, &self.layout.cells, &self.cells, &mut to);
-        }
-        seal(to)
-    }
-
-    /// The state that `encode` wrote, under options of the same query; only the bound may differ.
-    pub fn decode(bytes: &[u8], options: SessionOptions) -> Result<SessionWindows, StateError> {
-        let (_, mut from) = unseal(bytes, SESSIONS, "session", 1)?;
-        let mut found = SessionWindows::new(options)?;
-        let mut query = Vec::from(found.options.gap_us.to_le_bytes());
-        put_aggregates(&found.options.aggregates, &found.options.inputs, &mut query);
-        from.expect(&query)?;
-        let mut before: Option<(u32, i64)> = None;
-        let mut last_open = None;
-        for _ in 0..from.u32()? {
-            let (key, first_us, last_us) = (from.u32()?, from.i64()?, from.i64()?);
-            let closed = from.u8()?;
-            if before.is_some_and(|before| before >= (key, first_us)) || last_us < first_us || closed > 1 {
-                return from.contradiction();
-            }
-            before = Some((key, first_us));
-            let follows = last_open.filter(|(of, _)| *of == key).map(|(_, at)| at);
-            let at = found.restore(key, (first_us, last_us), follows, closed == 1);
-            if closed == 0 {
-                last_open = Some((key, at));
-            }
-            let words = found.layout.template.len();
-            let record = &mut found.pool.record_mut(super::panes::Place(at))[..words];
-            read_record(record, &found.layout.cells, &mut found.cells, &mut from)?;
-        }
-        from.finish()?;
-        Ok(found)
-    }
-}
-
 /// A record's words, each handle replaced by the length of its cell; then the cells.
-fn put_record(record: &[u64], handles: &[usize], cells: &Cells, to: &mut Vec<u8>) {
+pub(super) fn put_record(record: &[u64], handles: &[usize], cells: &Cells, to: &mut Vec<u8>) {
     let start = to.len();
-    record.iter().for_each(|word| to.extend_from_slice(&word.to_le_bytes()));
+    put_words(record, to);
     for at in handles {
         let before = to.len();
         match cells.get(record[*at]) {
@@ -237,6 +218,10 @@ fn put_record(record: &[u64], handles: &[usize], cells: &Cells, to: &mut Vec<u8>
                 to.push(2);
                 quantiles.encode(to);
             }
+            Some(Cell::Text(text)) => {
+                to.push(3);
+                to.extend_from_slice(text.as_bytes());
+            }
             None => {}
         }
         let length = (to.len() - before) as u64;
@@ -244,15 +229,18 @@ fn put_record(record: &[u64], handles: &[usize], cells: &Cells, to: &mut Vec<u8>
     }
 }
 
-fn read_record(
+/// The record that `put_record` wrote, in the place of the one that is there.
+pub(super) fn read_record(
     record: &mut [u64],
     handles: &[usize],
     cells: &mut Cells,
     from: &mut Reader<'_>,
 ) -> Result<(), StateError> {
-    for word in record.iter_mut() {
-        *word = from.u64()?;
+    if record[0] & ROWS_MASK > 0 {
+        handles.iter().for_each(|at| drop(cells.take(record[*at])));
     }
+    let (words, _) = from.slice(record.len() * 8)?.as_chunks::<8>();
+    record.iter_mut().zip(words).for_each(|(word, bytes)| *word = u64::from_le_bytes(*bytes));
     if record[0] & ROWS_MASK == 0 {
         return from.contradiction();
     }
@@ -265,6 +253,7 @@ fn read_record(
         let cell = match from.slice(length)?.split_first() {
             Some((1, bytes)) => Distinct::decode(bytes).map(Cell::Distinct),
             Some((2, bytes)) => Quantiles::decode(bytes).map(Cell::Quantiles),
+            Some((3, bytes)) => str::from_utf8(bytes).ok().map(|text| Cell::Text(text.to_owned())),
             _ => None,
         };
         match cell {
@@ -288,7 +277,7 @@ fn put_window(window: &Window, to: &mut Vec<u8>) {
     }
 }
 
-fn read_window(
+pub(super) fn read_window(
     emitted: u64,
     amended: u32,
     revisions: u32,
@@ -304,6 +293,25 @@ fn read_window(
     Ok(window)
 }
 
+/// How many, then each.
+fn put_numbers<'n>(numbers: impl ExactSizeIterator<Item = &'n i64>, to: &mut Vec<u8>) {
+    to.extend_from_slice(&(numbers.len() as u32).to_le_bytes());
+    numbers.for_each(|number| to.extend_from_slice(&number.to_le_bytes()));
+}
+
+/// Numbers that ascend.
+fn read_numbers(from: &mut Reader<'_>) -> Result<Vec<i64>, StateError> {
+    let mut numbers = Vec::new();
+    for _ in 0..from.u32()? {
+        let number = from.i64()?;
+        if numbers.last().is_some_and(|last| *last >= number) {
+            return from.contradiction();
+        }
+        numbers.push(number);
+    }
+    Ok(numbers)
+}
+
 fn put_shape(shape: &Shape, to: &mut Vec<u8>) {
     let (kind, pane_us, size_us): (u8, i64, i64) = match shape {
         Shape::Tumble { size_us } => (1, *size_us, *size_us),
@@ -316,7 +324,7 @@ fn put_shape(shape: &Shape, to: &mut Vec<u8>) {
     to.extend_from_slice(&size_us.to_le_bytes());
 }
 
-fn put_aggregates(aggregates: &[Aggregate], inputs: &[InputType], to: &mut Vec<u8>) {
+pub(super) fn put_aggregates(aggregates: &[Aggregate], inputs: &[InputType], to: &mut Vec<u8>) {
     to.extend_from_slice(&(aggregates.len() as u16).to_le_bytes());
     to.extend_from_slice(&(inputs.len() as u16).to_le_bytes());
     for Aggregate { function, input } in aggregates {
@@ -328,25 +336,15 @@ fn put_aggregates(aggregates: &[Aggregate], inputs: &[InputType], to: &mut Vec<u
     put_inputs(inputs, to);
 }
 
-/// As version 1 had them, without parameters.
-fn put_aggregates_1(aggregates: &[Aggregate], inputs: &[InputType], to: &mut Vec<u8>) {
-    to.extend_from_slice(&(aggregates.len() as u16).to_le_bytes());
-    to.extend_from_slice(&(inputs.len() as u16).to_le_bytes());
-    for Aggregate { function, input } in aggregates {
-        to.extend_from_slice(&code(*function).to_le_bytes());
-        to.extend_from_slice(&input.map_or(NO_INPUT, |input| input as u16).to_le_bytes());
-    }
-    put_inputs(inputs, to);
-}
-
-fn put_inputs(inputs: &[InputType], to: &mut Vec<u8>) {
+pub(super) fn put_inputs(inputs: &[InputType], to: &mut Vec<u8>) {
     to.extend(inputs.iter().map(|ty| match ty {
         InputType::Double => 1u8,
         InputType::Bigint => 2,
+        InputType::Text => 3,
     }));
 }
 
-fn code(function: Function) -> u16 {
+pub(super) fn code(function: Function) -> u16 {
     match function {
         Function::Count => 1,
         Function::CountStar => 2,
@@ -366,10 +364,16 @@ fn code(function: Function) -> u16 {
 }
 
 /// Ends a snapshot with the CRC32C of what is before.
-pub(super) fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+pub fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
     let sum = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&sum.to_le_bytes());
     bytes
+}
+
+/// Whether these bytes end with the CRC32C of what is before it.
+pub fn is_sealed(bytes: &[u8]) -> bool {
+    let body = bytes.split_last_chunk::<4>();
+    body.is_some_and(|(body, sum)| u32::from_le_bytes(*sum) == crc32c::crc32c(body))
 }
 
 /// Checks checksum, magic and version; the version, and what follows.
@@ -418,6 +422,11 @@ impl<'b> Reader<'b> {
         Ok(())
     }
 
+    /// Passes the byte that says whether this is a whole state or what has changed.
+    pub fn expect_whole(&mut self, whole: bool) -> Result<(), StateError> {
+        if self.u8()? == u8::from(!whole) { Ok(()) } else { Err(StateError::Part { what: self.what }) }
+    }
+
     pub fn slice(&mut self, length: usize) -> Result<&'b [u8], StateError> {
         let Some(found) = self.at.checked_add(length).and_then(|end| self.bytes.get(self.at..end)) else {
             return self.contradiction();
@@ -450,6 +459,11 @@ impl<'b> Reader<'b> {
 
     pub fn i64(&mut self) -> Result<i64, StateError> {
         self.take().map(i64::from_le_bytes)
+    }
+
+    /// Bytes that are left.
+    pub fn length(&self) -> usize {
+        self.bytes.len() - self.at
     }
 
     pub fn finish(&self) -> Result<(), StateError> {
