@@ -25,7 +25,7 @@ from headwater import bench as load
 from headwater.bench import BenchOptions, BenchReport
 
 _FAN_IN_US = 1.2
-_FAN_IN_RATES = {"11a": 50_000, "11f": 300_000}
+_FAN_IN_RATES = {"11a": 50_000, "11f": 100_000}
 _MATCH_US = 1.0
 #: Matches in one iteration of the timing.
 _MATCHES = 500
