@@ -176,7 +176,8 @@ class Gateway:
         """Opens the listeners and starts.
 
         options: `host`, `port` and the limits of the `mqtt` section; `loads_retained` (`restore` and `retained_loaded`
-                 will be called); `listeners`, each with `name`, `transport`,
+                 will be called); `sessions`: directory of those that outlive the process, or None; `listeners`, each with
+                 `name`, `transport`,
                  `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
                  `proxy_protocol`, `max_connections`, `limits`; `limits`: `connect_rate`, `message_rate`, `byte_rate`,
                  `flapping_connects`, `max_takeovers`, 0 for none
@@ -184,7 +185,7 @@ class Gateway:
                  `fields` [(name, type, path)], `infer` (further fields come from the messages),
                  `protobuf` (a FileDescriptorSet and a message's full name, or None)
         logins:  where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
-        raises:  ListenError, ConfigError
+        raises:  ListenError, ConfigError, DataDirectoryError
         """
 
     def address(self) -> str:

@@ -104,6 +104,7 @@ class Pipeline:
             {name: (stream, self.schemas[name]) for name, stream in settings.streams.items()},
             self.logins.native if self.logins else None,
             loads_retained=keeps,
+            sessions=self.directory / "sessions",
         )
         self.troubles = Troubles(self.gateway)
         self._events.start()

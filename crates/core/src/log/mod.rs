@@ -64,6 +64,7 @@ use self::shared::{Holds, Published, Queue, Shared};
 use self::stats::Counters;
 pub use self::stats::{Latency, LogStats};
 pub use self::storage::{Disk, Storage, StorageFile};
+pub(crate) use self::varint::{Cursor, Malformed, put_varint, put_zigzag};
 use crate::schema::{Offset, Partition, Schema, SchemaRef, StreamId};
 
 /// Called once, on the commit thread: it must be short, and must not call `append` or `close`.
@@ -188,6 +189,16 @@ impl Log {
 
     pub fn partitions(&self) -> u16 {
         self.shared().meta.partitions
+    }
+
+    /// Rises at each opening.
+    pub fn epoch(&self) -> u32 {
+        self.shared().epoch
+    }
+
+    /// A random number of the data directory, the same for all its life.
+    pub fn seed(&self) -> u64 {
+        self.shared().meta.seed
     }
 
     /// Stable for the life of the data directory. The empty key is in partition 0.
