@@ -93,6 +93,10 @@ class Log:
         """Keeps rows from these offsets on from being trimmed, until the next call of the same reader."""
 
     def release(self, reader: str, stream: int) -> None: ...
+    def hold_all(self, reader: str) -> None:
+        """The reader needs every row of every stream until `release_all`."""
+
+    def release_all(self, reader: str) -> None: ...
     def wait(self, seen: int, timeout_s: float) -> int:
         """Number of the last durable commit, as soon as it is greater than `seen` or time is up."""
 

@@ -234,6 +234,17 @@ impl Log {
         self.trim_soon();
     }
 
+    /// `reader` needs every row of every stream until `release_all`: for a start, where one reader after the other says
+    /// what it holds, and the first must not let go what the last needs.
+    pub fn hold_all(&self, reader: &str) {
+        self.shared().holds.lock().hold_all(reader);
+    }
+
+    pub fn release_all(&self, reader: &str) {
+        self.shared().holds.lock().release_all(reader);
+        self.trim_soon();
+    }
+
     fn trim_soon(&self) {
         let shared = self.shared();
         let over = {
