@@ -33,6 +33,7 @@ from benches.rows import (
     one_per_write,
     pressure,
     restart,
+    sessions,
     storm,
     whole_pipeline,
 )
@@ -52,6 +53,7 @@ ROWS = {
     "9": pressure.run,
     "10": storm.run,
     "11": gateway.run,
+    "12": sessions.run,
 }
 
 
