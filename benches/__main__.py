@@ -34,6 +34,7 @@ from benches.rows import (
     one_per_write,
     pressure,
     restart,
+    sessions,
     state,
     storm,
     whole_pipeline,
@@ -58,6 +59,7 @@ ROWS = {
     "12": windows.run,
     "13": state.run,
     "14": closing.run,
+    "15": sessions.run,
 }
 
 

@@ -97,6 +97,10 @@ class Log:
         """Keeps rows from these offsets on from being trimmed, until the next call of the same reader."""
 
     def release(self, reader: str, stream: int) -> None: ...
+    def hold_all(self, reader: str) -> None:
+        """The reader needs every row of every stream until `release_all`."""
+
+    def release_all(self, reader: str) -> None: ...
     def wait(self, seen: int, timeout_s: float) -> int:
         """Number of the last durable commit, as soon as it is greater than `seen` or time is up."""
 
@@ -180,15 +184,15 @@ class Gateway:
         """Opens the listeners and starts.
 
         options: `host`, `port` and the limits of the `mqtt` section; `loads_retained` (`restore` and `retained_loaded`
-                 will be called); `listeners`, each with `name`, `transport`,
-                 `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
+                 will be called); `sessions`: directory of those that outlive the process, or None; `listeners`, each
+                 with `name`, `transport`, `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
                  `proxy_protocol`, `max_connections`, `limits`; `limits`: `connect_rate`, `message_rate`, `byte_rate`,
                  `flapping_connects`, `max_takeovers`, 0 for none
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,
                  `fields` [(name, type, path)], `infer` (further fields come from the messages),
                  `protobuf` (a FileDescriptorSet and a message's full name, or None)
         logins:  where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
-        raises:  ListenError, ConfigError
+        raises:  ListenError, ConfigError, DataDirectoryError
         """
 
     def address(self) -> str:

@@ -113,6 +113,10 @@ class MqttSettings(ListenerSection):
         ge=0,
         description="Sessions kept for clients that are away; beyond it a new one ends with its connection.",
     )
+    durable_sessions: bool = Field(
+        True,
+        description="Whether sessions survive a restart, `kill -9` and power loss; else they are in memory alone.",
+    )
     retain_available: bool = Field(True, description="Whether retained messages are accepted.")
     max_retained_messages: int = Field(1_000_000, gt=0, description="Retained messages kept; more get 0x97.")
     max_retained_bytes: int = Field(256 << 20, gt=0, description="Bytes of retained messages kept.")
@@ -131,6 +135,11 @@ class MqttSettings(ListenerSection):
     )
     max_queued_bytes: int = Field(
         4 << 20, gt=0, description="Bytes waiting for one slow or absent subscriber."
+    )
+    max_total_queued_bytes: int = Field(
+        256 << 20,
+        ge=1024,
+        description="Bytes waiting for all slow and absent subscribers together; further ones are dropped and counted.",
     )
     max_subscriptions: int = Field(1000, gt=0, description="Subscriptions of one client; more get 0x97.")
     max_topic_levels: int = Field(32, gt=0, le=128, description="Levels of a topic; deeper ones are invalid.")
@@ -343,6 +352,7 @@ class Settings(BaseSettings):
             "store.flush_bytes": 2,
             "mqtt.max_inflight_bytes": 1,
             "mqtt.max_retained_bytes": 1,
+            "mqtt.max_total_queued_bytes": 1,
             "auth.max_waiting_bytes": int(self.auth.configured),
             "query.memory_bytes": self.query.concurrent,
             # What changes while a checkpoint is written is held as it was, too.

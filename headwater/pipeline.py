@@ -30,7 +30,7 @@ from headwater.gateway.retained import RetainedKeeper
 from headwater.gateway.troubles import Troubles
 from headwater.log.embedded import EmbeddedLog
 from headwater.notify_settings import named
-from headwater.records import DEAD_LETTERS_SCHEMA, OWN_SCHEMAS, REPLAYS_SCHEMA, Schema
+from headwater.records import DEAD_LETTERS_SCHEMA, REPLAYS_SCHEMA, Schema
 from headwater.registry import Kind
 from headwater.schemas import Schemas
 from headwater.worker import Worker
@@ -105,6 +105,9 @@ class Pipeline:
             every_version = db.schemas(connection)
             objects = registry.objects(connection)
         self.log = EmbeddedLog(self.directory / "log", settings.log, every_version)
+        # Nothing may be trimmed before everybody has said what it still needs. Without the pipeline nothing reads, so
+        # everything stays: a later start with it finds every row.
+        self.log.hold_all(STARTING if settings.pipeline.enabled else "pipeline disabled")
         logger.info("log opened", **self.log.recovery())
         self.schemas, self._plans = schemas.registered(self.database, self.log, settings)
         self._clock = clock
@@ -122,11 +125,6 @@ class Pipeline:
         self._closers: list[_Service] = []
         self._stopping = threading.Event()
         self._events = threading.Thread(target=self._report_events, name="events", daemon=True)
-        # Nothing may be trimmed before the services have said what they still need.
-        tables = [*OWN_SCHEMAS, *self.schemas.values(), *(schema for schema, _ in self._deleted)]
-        holder = STARTING if settings.pipeline.enabled else "pipeline disabled"
-        for schema in tables:
-            self.log.hold(holder, schema.stream, self.log.start(schema.stream))
         self.logins = login_service(settings.auth, settings.policies, self.directory)
         keeps = settings.mqtt.retain_available
         retained = RetainedKeeper(self.log, self.database, clock) if keeps else None
@@ -138,6 +136,7 @@ class Pipeline:
             {name: (stream, self.schemas[name]) for name, stream in self._given.filled.items()},
             self.logins.native if self.logins else None,
             loads_retained=keeps,
+            sessions=self.directory / "sessions",
         )
         self.troubles = Troubles(self.gateway)
         self._events.start()
@@ -150,10 +149,7 @@ class Pipeline:
             # Devices have been accepted already; what was acknowledged is in the log.
             self.stop(0)
             raise
-        if settings.pipeline.enabled:
-            # Without it nothing reads, so everything stays: a later start with the pipeline finds every row.
-            for schema in tables:
-                self.log.release(holder, schema.stream)
+        self.log.release_all(STARTING)
 
     def _start_services(self, file: Settings, settings: Settings, clock: Callable[[], int]) -> None:
         """Everything that reads the log. Its libraries are loaded here, so that no device waits for them.

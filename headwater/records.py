@@ -15,6 +15,7 @@ DEAD_LETTERS: Final = 2
 DOWNLINK: Final = 3
 STEPS: Final = 4
 REPLAYS: Final = 5
+SESSIONS: Final = 6
 FIRST_USER_STREAM: Final = 16
 
 #: Names that a stream, query or alarm may have: they are SQL identifiers and path segments.
@@ -158,6 +159,16 @@ REPLAYS_SCHEMA: Final = Schema(
     None,
 )
 
+#: Changes of durable MQTT sessions, for the gateway alone; see `docs/formats/sessions.md`. `session`: 0 where
+#: it is of none.
+SESSIONS_SCHEMA: Final = Schema(
+    7,
+    SESSIONS,
+    "_sessions",
+    _columns(ts=_T.TIMESTAMP, session=_T.BIGINT, change=_T.BINARY),
+    None,
+)
+
 #: The product's own streams; their ids are fixed.
 OWN_SCHEMAS: Final = (
     _RAW_SCHEMA_1,
@@ -166,6 +177,7 @@ OWN_SCHEMAS: Final = (
     DOWNLINK_SCHEMA,
     STEPS_SCHEMA,
     REPLAYS_SCHEMA,
+    SESSIONS_SCHEMA,
 )
 
 #: Those that SQL sees as tables.

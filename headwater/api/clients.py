@@ -106,7 +106,7 @@ def describe(parts: Parts, client: str) -> dict[str, Any]:
 def _timed(client: dict[str, Any]) -> dict[str, Any]:
     return {
         ("connected_at" if key == "connected_at_ms" else key): (
-            _iso(value) if key == "connected_at_ms" else value
+            _iso(value) if key == "connected_at_ms" and value is not None else value
         )
         for key, value in client.items()
     }

@@ -24,6 +24,8 @@ GATEWAY_COUNTERS = {
     "acks": "PUBACK packets sent",
     "delivered": "Messages delivered to subscribers",
     "dropped_deliveries": "Messages not delivered because a subscriber was too slow",
+    "dropped_total_queued": "Of those, the ones dropped because max_total_queued_bytes waited for all subscribers",
+    "session_snapshots": "Snapshots of durable sessions written",
     "connections_total": "Connections accepted since the start",
     "lifecycle_dropped": "Lifecycle events that were not sent, because a pass had too many",
     "sessions_not_kept": "Clients whose session is not kept, because max_sessions are",
@@ -53,6 +55,11 @@ class Metrics:
         yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
         yield GaugeMetricFamily(
             "headwater_gateway_sessions", "Sessions that wait for their clients", counters["sessions"]
+        )
+        yield GaugeMetricFamily(
+            "headwater_gateway_queued_bytes",
+            "Bytes of messages that wait for subscribers",
+            counters["queued_bytes"],
         )
         for name, text in (
             ("refused", "CONNECT packets refused"),

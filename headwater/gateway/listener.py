@@ -43,8 +43,10 @@ class Gateway:
     streams:   settings and registered schema by stream name
     logins:    where CONNECT packets wait for an answer; None: everybody is anonymous and may do everything
     loads_retained: what was retained before the start comes by `restore`, until `retained_loaded`
+    sessions:  directory of sessions that outlive the process; None, or where `durable_sessions` is off: they end
+               with it
     raises:    ListenError when an address is taken, ConfigError for a stream that cannot be compiled or a certificate
-               that cannot be used
+               that cannot be used, DataDirectoryError for sessions that are damaged
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Gateway:
         streams: Mapping[str, tuple[StreamSettings, Schema]],
         logins: _native.Logins | None = None,
         loads_retained: bool = False,
+        sessions: Path | None = None,
     ) -> None:
-        options = settings.model_dump(exclude={"insecure", "listeners", *_OF_LISTENERS})
+        options = settings.model_dump(exclude={"insecure", "listeners", "durable_sessions", *_OF_LISTENERS})
         options["limits"] = limits(settings, settings.host, settings.max_connect_rate)
         options["listeners"] = [
             {
@@ -68,6 +71,7 @@ class Gateway:
         ]
         options["threads"] = settings.threads or os.cpu_count() or 1
         options["loads_retained"] = loads_retained
+        options["sessions"] = sessions if settings.durable_sessions else None
         options["raw_filters"] = list(RAW_FILTERS)
         self._log = log
         self._native = _native.Gateway(log.native, options, self._bindings(streams), logins)

@@ -114,6 +114,14 @@ class EmbeddedLog:
     def key_id(self, key: str) -> int | None:
         return self.native.key_id(key)
 
+    def hold_all(self, reader: str) -> None:
+        """Keeps every row until `release_all`: holds end with their process, and at a start one reader after the other
+        says what it holds; the first must not let go what the last one needs."""
+        self.native.hold_all(reader)
+
+    def release_all(self, reader: str) -> None:
+        self.native.release_all(reader)
+
     def wait(self, seen: int, timeout_s: float) -> int:
         return self.native.wait(seen, timeout_s)
 

@@ -2,7 +2,7 @@
 //!
 //! `mqtt` parses packets, `net` owns sockets and threads, `decode` turns payloads into typed rows,
 //! `log` makes them durable, `window` aggregates them. `policy` decides who may do what. `load` plays a fleet of devices from outside.
-//! Imports run from `net` to `decode`, `log` and `policy`; `mqtt`, `decode`, `policy`, `window` do no I/O.
+//! `sessions` keeps the state of MQTT sessions in the log. Imports run from `net` to `decode`, `log`, `policy` and `sessions`; `mqtt`, `decode`, `policy`, `window` do no I/O.
 
 pub mod decode;
 pub mod load;
@@ -12,5 +12,6 @@ pub mod net;
 pub mod policy;
 pub mod rows;
 pub mod schema;
+pub mod sessions;
 mod short;
 pub mod window;

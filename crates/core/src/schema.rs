@@ -28,6 +28,8 @@ pub const RAW: StreamId = StreamId(1);
 pub const DEAD_LETTERS: StreamId = StreamId(2);
 /// Messages for devices, which the gateway delivers.
 pub const DOWNLINK: StreamId = StreamId(3);
+/// Changes of durable MQTT sessions.
+pub const SESSIONS: StreamId = StreamId(6);
 
 /// The SQL types of a declared field; the numbers are those of the log's block format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

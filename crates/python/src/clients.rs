@@ -16,7 +16,8 @@ pub fn summary<'py>(py: Python<'py>, client: &ClientSummary) -> PyResult<Bound<'
     let found = PyDict::new(py);
     found.set_item("client", &client.client_id)?;
     found.set_item("connected", client.connected)?;
-    found.set_item("connected_at_ms", client.connected_at_ms)?;
+    // 0: of a session of an earlier process.
+    found.set_item("connected_at_ms", Some(client.connected_at_ms).filter(|at| *at > 0))?;
     found.set_item("address", client.address.map(|address| address.to_string()))?;
     found.set_item("listener", Some(&client.listener).filter(|name| !name.is_empty()))?;
     found.set_item("protocol", if client.version == Version::V5 { "5.0" } else { "3.1.1" })?;
@@ -30,6 +31,7 @@ pub fn detail<'py>(py: Python<'py>, client: &ClientDetail) -> PyResult<Bound<'py
     found.set_item("keep_alive_s", client.keep_alive_s)?;
     found.set_item("clean_start", client.clean_start)?;
     found.set_item("session_expiry_s", client.session_expiry_s)?;
+    found.set_item("durable", client.durable)?;
     found.set_item("will_topic", &client.will_topic)?;
     found.set_item("certificate", &client.certificate)?;
     found.set_item("receive_maximum", client.receive_maximum)?;

@@ -1,15 +1,17 @@
 //! `Gateway`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_core::decode::{FieldSpec, Suggestion, suggest};
+use headwater_core::log::Disk;
 use headwater_core::net::{
     ClientCertificates, Clock, Gateway, GatewayError, GatewayOptions, Kicked, ListenerLimits,
-    ListenerOptions, LoopBusy, StoredMessage, StreamBinding, TlsFiles, WebSocketOptions,
+    ListenerOptions, LoopBusy, SessionFiles, StoredMessage, StreamBinding, TlsFiles, WebSocketOptions,
 };
+use headwater_core::sessions::SessionsError;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -51,12 +53,15 @@ struct Options {
     max_sessions: usize,
     retain_available: bool,
     loads_retained: bool,
+    /// Directory of durable sessions.
+    sessions: Option<PathBuf>,
     max_retained_messages: usize,
     max_retained_bytes: usize,
     max_payload_bytes: usize,
     max_packet_bytes: usize,
     max_queued_messages: usize,
     max_queued_bytes: usize,
+    max_total_queued_bytes: usize,
     max_subscriptions: usize,
     max_topic_levels: usize,
     max_topic_bytes: usize,
@@ -179,6 +184,7 @@ impl Options {
             retained_max_bytes: self.max_retained_bytes,
             outbound_max_bytes: self.max_queued_bytes,
             max_queued_messages: self.max_queued_messages,
+            max_total_queued_bytes: self.max_total_queued_bytes,
             first_packet_timeout_s: self.first_packet_timeout_s,
             inflight_bytes: self.max_inflight_bytes,
             shed_after: Duration::from_micros(self.shed_after),
@@ -187,6 +193,14 @@ impl Options {
             ..GatewayOptions::default()
         }
     }
+}
+
+fn session_files(py: Python<'_>, path: &Path) -> PyResult<SessionFiles> {
+    let disk = Disk::open(path).map_err(|error| {
+        let why = format!("cannot open the directory of sessions {}: {error}", path.display());
+        errors::raise(py, "DataDirectoryError", why)
+    })?;
+    Ok(SessionFiles(Arc::new(disk)))
 }
 
 fn binding(py: Python<'_>, log: &PyLog, stream: &Declaration) -> PyResult<StreamBinding> {
@@ -223,6 +237,7 @@ impl PyGateway {
         let log = log.get();
         let streams = streams.iter().map(|stream| binding(py, log, stream)).collect::<PyResult<Vec<_>>>()?;
         let mut converted = options.convert(address, listeners);
+        converted.sessions = options.sessions.as_deref().map(|path| session_files(py, path)).transpose()?;
         converted.logins = logins.map(|logins| Arc::clone(&logins.get().logins));
         let start = || Gateway::start(log.log.clone(), converted, streams, options.raw_filters.clone());
         let gateway = py.detach(start).map_err(|error| match error {
@@ -235,6 +250,8 @@ impl PyGateway {
                 ),
             ),
             GatewayError::Downlink(error) => errors::of_log(py, error),
+            GatewayError::Sessions(SessionsError::Log(error)) => errors::of_log(py, error),
+            GatewayError::Sessions(error) => errors::raise(py, "DataDirectoryError", error),
             error => errors::raise(py, "ConfigError", error),
         })?;
         Ok(PyGateway { gateway: Mutex::new(Some(gateway)) })

@@ -253,6 +253,14 @@ impl PyLog {
         self.log.hold(reader, StreamId(stream), &from);
     }
 
+    fn hold_all(&self, reader: &str) {
+        self.log.hold_all(reader);
+    }
+
+    fn release_all(&self, reader: &str) {
+        self.log.release_all(reader);
+    }
+
     fn release(&self, reader: &str, stream: u16) {
         self.log.release(reader, StreamId(stream));
     }

@@ -64,6 +64,7 @@ use self::shared::{Holds, Published, Queue, Shared};
 use self::stats::Counters;
 pub use self::stats::{Latency, LogStats};
 pub use self::storage::{Disk, Storage, StorageFile};
+pub(crate) use self::varint::{Cursor, Malformed, put_varint, put_zigzag};
 use crate::schema::{Offset, Partition, Schema, SchemaRef, StreamId};
 
 /// Called once, on the commit thread: it must be short, and must not call `append` or `close`.
@@ -190,6 +191,16 @@ impl Log {
         self.shared().meta.partitions
     }
 
+    /// Rises at each opening.
+    pub fn epoch(&self) -> u32 {
+        self.shared().epoch
+    }
+
+    /// A random number of the data directory, the same for all its life.
+    pub fn seed(&self) -> u64 {
+        self.shared().meta.seed
+    }
+
     /// Stable for the life of the data directory. The empty key is in partition 0.
     #[inline]
     pub fn partition_of(&self, key: &[u8]) -> Partition {
@@ -220,6 +231,17 @@ impl Log {
 
     pub fn release(&self, reader: &str, stream: StreamId) {
         self.shared().holds.lock().release(reader, stream);
+        self.trim_soon();
+    }
+
+    /// `reader` needs every row of every stream until `release_all`: for a start, where one reader after the other says
+    /// what it holds, and the first must not let go what the last needs.
+    pub fn hold_all(&self, reader: &str) {
+        self.shared().holds.lock().hold_all(reader);
+    }
+
+    pub fn release_all(&self, reader: &str) {
+        self.shared().holds.lock().release_all(reader);
         self.trim_soon();
     }
 

@@ -3,7 +3,7 @@
 //! Lock order where two are held: `queue` before nothing; `published` before a segment's marks;
 //! `keys` of one partition alone. No lock is held during a write or a sync.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Instant;
@@ -125,19 +125,34 @@ impl Published {
 
 /// From where each reader still needs rows.
 #[derive(Default)]
-pub struct Holds(HashMap<(String, StreamId), Vec<u64>>);
+pub struct Holds {
+    readers: HashMap<(String, StreamId), Vec<u64>>,
+    /// Who needs every row of every stream.
+    all: BTreeSet<String>,
+}
 
 impl Holds {
     pub fn hold(&mut self, reader: &str, stream: StreamId, offsets: &[Offset]) {
-        self.0.insert((reader.to_owned(), stream), offsets.iter().map(|offset| offset.0).collect());
+        self.readers.insert((reader.to_owned(), stream), offsets.iter().map(|offset| offset.0).collect());
     }
 
     pub fn release(&mut self, reader: &str, stream: StreamId) {
-        self.0.remove(&(reader.to_owned(), stream));
+        self.readers.remove(&(reader.to_owned(), stream));
+    }
+
+    pub fn hold_all(&mut self, reader: &str) {
+        self.all.insert(reader.to_owned());
+    }
+
+    pub fn release_all(&mut self, reader: &str) {
+        self.all.remove(reader);
     }
 
     /// A reader that needs rows between `start` and `next`, the offsets around a segment.
     pub fn holder(&self, start: &Ends, next: &Ends) -> Option<String> {
+        if let Some(reader) = self.all.first() {
+            return Some(format!("{reader:?} holds everything"));
+        }
         let needs = |stream: StreamId, offsets: &[u64]| {
             offsets.iter().enumerate().any(|(at, offset)| {
                 let partition = crate::schema::Partition(at as u16);
@@ -145,7 +160,7 @@ impl Holds {
                 next.get(stream, partition).0 > start.get(stream, partition).0.max(*offset)
             })
         };
-        let blocking = self.0.iter().filter(|((_, stream), offsets)| needs(*stream, offsets));
+        let blocking = self.readers.iter().filter(|((_, stream), offsets)| needs(*stream, offsets));
         blocking.map(|((reader, stream), _)| format!("{reader:?} holds stream {}", stream.0)).min()
     }
 }

@@ -279,6 +279,33 @@ fn wait_returns_with_the_commit_and_at_the_timeout() {
 }
 
 #[test]
+fn at_a_start_nothing_goes_before_the_last_reader_has_said_what_it_holds() {
+    let storage = Forgetful::new();
+    let options = LogOptions { retention_bytes: 128 << 10, ..options() };
+    let part = rows(&(0..500).map(|n| ("a", n, (n as f64).sqrt())).collect::<Vec<_>>());
+    let log = open(&storage, options.clone()).unwrap();
+    log.hold("late", STREAM, &[Offset(0); 4]);
+    for _ in 0..80 {
+        log.append(&[&part]).unwrap();
+    }
+    assert!(log.stats().segments > 4, "{:?}", log.stats());
+    drop(log);
+    // Holds do not outlive the process, so the next one begins with none.
+    let log = open(&storage, options).unwrap();
+    log.hold_all("start");
+    log.hold("early", StreamId(99), &[Offset(0); 4]);
+    log.append(&[&part]).unwrap();
+    log.hold("late", STREAM, &[Offset(0); 4]);
+    log.release_all("start");
+    log.append(&[&part]).unwrap();
+    assert_eq!(log.start(STREAM), [Offset(0); 4]);
+    log.hold("late", STREAM, &log.end(STREAM));
+    log.append(&[&part]).unwrap();
+    log.append(&[&part]).unwrap();
+    assert!(log.stats().segments <= 3, "{:?}", log.stats());
+}
+
+#[test]
 fn segments_nobody_holds_are_recycled_and_offsets_go_on() {
     let storage = Forgetful::new();
     let log = open(&storage, LogOptions { retention_bytes: 128 << 10, ..options() }).unwrap();

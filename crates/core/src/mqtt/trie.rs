@@ -103,6 +103,14 @@ impl<T: Ord> Trie<T> {
         }
     }
 
+    /// Makes room for so many filters, which are about to come.
+    pub fn reserve(&mut self, filters: usize) {
+        self.nodes.reserve(filters);
+        while (self.edges + filters) * 4 > self.table.len() * 3 {
+            self.grow();
+        }
+    }
+
     /// Number of (filter, value) pairs.
     pub fn len(&self) -> usize {
         self.values

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::logins::Principal;
 use crate::policy::{Action, Grant, Policies};
+use crate::sessions::Owner;
 
 /// Why a message or a will is refused.
 pub(super) const PUBLISH_DENIED: &str = "no policy of the client allows iot:Publish (and, retained, iot:RetainPublish) \
@@ -15,6 +16,8 @@ pub(super) enum Access {
     /// The CONNECT waits for its answer, under this number in [`super::logins`].
     Asked(u64),
     Granted(Box<Granted>),
+    /// Of a session of an earlier process, whose client has not come back. What it may do is asked when it does.
+    Away(Box<Owner>),
 }
 
 #[derive(Debug)]
@@ -72,7 +75,9 @@ pub(super) fn may_subscribe(access: &mut Option<Access>, filter: &str) -> bool {
 
 #[inline]
 pub(super) fn may_receive(access: &mut Option<Access>, topic: &str) -> bool {
-    let Some(granted) = granted(access) else { return access.is_none() };
+    let Some(granted) = granted(access) else {
+        return matches!(access, None | Some(Access::Away(_)));
+    };
     let grant = &granted.grant;
     grant.allows_all(Action::Receive) || granted.received.decide(topic, false, || grant.may_receive(topic))
 }
@@ -97,11 +102,16 @@ pub(super) fn subscribe_denied(access: &Option<Access>, filter: &str) -> String 
 pub(super) fn same_user(one: &Option<Access>, other: &Option<Access>) -> bool {
     match (one, other) {
         (None, None) => true,
-        (Some(Access::Granted(one)), Some(Access::Granted(other))) => {
-            let (one, other) = (&one.principal, &other.principal);
-            (&one.user, &one.tenant) == (&other.user, &other.tenant)
-        }
-        _ => false,
+        _ => owner(one).is_some_and(|mine| owner(other) == Some(mine)),
+    }
+}
+
+/// User and tenant; none: anonymous, or not known yet.
+pub(super) fn owner(access: &Option<Access>) -> Option<(&str, &str)> {
+    match access {
+        Some(Access::Granted(granted)) => Some((&granted.principal.user, &granted.principal.tenant)),
+        Some(Access::Away(owner)) => Some((&owner.user, &owner.tenant)),
+        Some(Access::Asked(_)) | None => None,
     }
 }
 

@@ -1,10 +1,12 @@
 //! A turn has come back from the log: PUBACKs in the order of the PUBLISH packets, and the books.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::connection::State;
 use super::ending::Ending;
 use super::events::EventKind;
+use super::inbox::Mail;
 use super::lane::{End, Lane, reason_properties};
 use super::outbound::put_ack;
 use super::turn::{Acks, Fate};
@@ -15,8 +17,13 @@ use crate::mqtt::{Ack, PacketType, Properties, ReasonCode, Version, ack};
 impl Worker {
     /// Acknowledges every turn that the log is through with, oldest first.
     pub(super) fn settle(&mut self) {
-        while let Some((mut acks, result)) = self.lane.settled() {
+        while let Some((turn, mut acks, result)) = self.lane.settled() {
             self.acknowledge(&acks, &result);
+            self.deliver_later(&mut acks, &result);
+            self.open_gates(turn, &acks, &result);
+            if acks.downlink > 0 && result.is_ok() {
+                self.lane.downlink_is_durable(acks.downlink);
+            }
             acks.clear();
             if self.lane.spare.len() < 2 * MAX_FLIGHTS {
                 self.lane.spare.push(acks);
@@ -52,7 +59,9 @@ impl Worker {
             let mut closing = None;
             for at in range {
                 let message = acks.messages[at];
-                let stored = matches!(message.fate, Fate::Decoded | Fate::RawOnly | Fate::DeadLettered);
+                let mut stored = matches!(message.fate, Fate::Decoded | Fate::RawOnly | Fate::DeadLettered);
+                // Its packet id is.
+                stored |= message.exactly_once && conn.as_ref().is_some_and(|conn| conn.durable() != 0);
                 let failed = failure.as_ref().filter(|_| stored);
                 self.lane.count(message.fate, failed.is_some(), message.packet_id);
                 let Some(conn) = conn.as_mut().filter(|_| message.packet_id != 0) else { continue };
@@ -105,6 +114,51 @@ impl Worker {
             }
             if let Some(end) = closing {
                 self.end(run.slot, Ending::Ours(end));
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// Passes on what durable sessions get of a turn that is durable now.
+    fn deliver_later(&mut self, acks: &mut Acks, result: &Result<(), LogError>) {
+        if acks.later.is_empty() || result.is_err() {
+            return;
+        }
+        let refused: Vec<u64> = acks
+            .waited_for
+            .iter()
+            .filter(|(at, _)| acks.messages.get(*at as usize).is_some_and(|one| one.fate == Fate::Refused))
+            .map(|(_, id)| *id)
+            .collect();
+        let shared = Arc::clone(&self.lane.shared);
+        for (thread, mut deliveries) in acks.later.drain(..).enumerate().filter(|(_, each)| !each.is_empty())
+        {
+            deliveries.refuse(&refused);
+            if thread == usize::from(self.lane.thread) {
+                self.deliver(&deliveries);
+            } else if let Some(inbox) = shared.inboxes.get(thread) {
+                inbox.post(Mail::Deliver(Box::new(deliveries)));
+            }
+        }
+    }
+
+    /// What waited for the turn may leave; if the turn has failed, it does not, and its connections end.
+    fn open_gates(&mut self, turn: u64, acks: &Acks, result: &Result<(), LogError>) {
+        for &(slot, link) in &acks.gated {
+            let conn = self.conns.get_mut(slot as usize).filter(|conn| conn.link == link);
+            let Some(conn) = conn.filter(|conn| conn.state == State::Up) else { continue };
+            match result {
+                Ok(()) => {
+                    if let Some(out) = &mut conn.out {
+                        out.open_gate(turn);
+                    }
+                    self.lane.touch(conn, slot);
+                }
+                Err(error) => {
+                    let why = "a change of the session could not be stored";
+                    self.end(slot, Ending::Ours(End::new(code_of(error), why)));
+                }
             }
         }
     }

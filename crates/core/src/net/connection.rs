@@ -5,9 +5,11 @@ use std::io;
 use super::access::{self, Access};
 use super::clock::ticks;
 use super::counters::Counters;
+use super::lane::Lane;
 use super::limits::{Limit, ListenerLimits};
 use super::message::Outgoing;
 use super::on_connect::Hello;
+use super::on_publish::frees_id;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, MAX_INFLIGHT, Manner, Outbound, Pool, Wording};
 use super::rate::Rates;
@@ -16,6 +18,7 @@ use super::transport::Transport;
 use super::turn::Fate;
 use crate::mqtt::packet::PINGRESP;
 use crate::mqtt::{NodeId, QoS, ReasonCode, Version};
+use crate::sessions::Target;
 
 /// Emptied boxes kept for the next connection that writes.
 const POOL: usize = 64;
@@ -107,8 +110,13 @@ pub(super) struct Subscribed {
 
 impl Connection {
     pub fn new(socket: Transport, generation: u32, tick: u32) -> Connection {
+        Connection { socket: Some(socket), ..Connection::parked(generation, tick) }
+    }
+
+    /// Without a socket, for a session that waits for its client; the state is for the caller to set.
+    pub fn parked(generation: u32, tick: u32) -> Connection {
         Connection {
-            socket: Some(socket),
+            socket: None,
             generation,
             link: generation,
             state: State::Opened,
@@ -165,10 +173,11 @@ impl Connection {
             State::Parked => {
                 let session = self.session.as_ref()?;
                 let will = session.will.as_ref().map(|will| ticks(will.delay_s));
-                match (session.expiry_ticks(), will) {
+                let after = match (session.expiry_ticks(), will) {
                     (Some(expiry), Some(will)) => expiry.min(will),
                     (one, other) => one.or(other)?,
-                }
+                };
+                after.saturating_sub(session.waited)
             }
             State::Opened => ticks(options.first_packet_timeout_s.into()),
             State::Asked => options.logins.as_ref().map_or(0, |logins| logins.ticks()),
@@ -185,6 +194,14 @@ impl Connection {
     /// The tick at which it has not been heard for more than so many.
     fn after(&self, silence: u32) -> u32 {
         self.heard.saturating_add(silence).saturating_add(1)
+    }
+
+    /// Whether it is a session that has waited for its client longer than it may.
+    pub fn has_expired(&self, tick: u32) -> bool {
+        self.session.as_ref().filter(|_| self.state == State::Parked).is_some_and(|session| {
+            let waited = tick.saturating_sub(self.heard).saturating_add(session.waited);
+            session.expiry_ticks().is_some_and(|ticks| waited > ticks)
+        })
     }
 
     /// Where to append packets; the caller puts the connection into the list of those to flush.
@@ -235,8 +252,9 @@ impl Connection {
     pub fn flush(&mut self, pool: &mut Pool, counters: &mut Counters) -> io::Result<bool> {
         let Some(socket) = &mut self.socket else { return Ok(true) };
         let Some(out) = &mut self.out else { return socket.flush() };
-        while out.at < out.bytes.len() {
-            match socket.write(&out.bytes[out.at..]) {
+        let end = out.open_to();
+        while out.at < end {
+            match socket.write(&out.bytes[out.at..end]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     out.at += written;
@@ -245,16 +263,18 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // The written half goes, so that the buffer stays within its bound.
                     if out.at > out.bytes.len() / 2 {
-                        out.bytes.drain(..out.at);
-                        // What was not traced and is cut begins in the middle of a packet.
-                        out.traced = out.traced.checked_sub(out.at).unwrap_or(usize::MAX);
-                        out.at = 0;
+                        out.drop_written();
                     }
                     return Ok(false);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
+        }
+        if out.is_gated() {
+            // What waits for its turn comes later.
+            out.drop_written();
+            return socket.flush();
         }
         out.bytes.clear();
         (out.at, out.traced) = (0, 0);
@@ -282,20 +302,25 @@ impl Connection {
     }
 
     /// Writes a message to the client's buffer, queues it behind its window, or drops and counts it.
-    pub fn deliver(&mut self, outgoing: Outgoing<'_>, manner: Manner, with: &mut Delivery<'_>) {
+    pub fn deliver(&mut self, outgoing: Outgoing<'_>, mut manner: Manner, with: &mut Delivery<'_>) {
+        let session = self.durable();
         if self.state == State::Parked && manner.qos == QoS::AtMostOnce {
             // Section 4.1: what a session keeps while its client is away is QoS 1 and 2.
             return;
         }
         if !access::may_receive(&mut self.access, outgoing.topic) {
             with.counters.denied_receive += 1;
-            return;
+            return with.done(session, manner.id);
         }
         let len = outgoing.publish(manner.qos, manner.retain, 1).encoded_len(self.version);
         // Section 3.1.2.11.4: as if it had been sent.
         if len > self.max_packet_bytes as usize {
-            with.counters.dropped_deliveries += 1;
-            return;
+            return with.dropped(session, manner.id);
+        }
+        if session != 0 && manner.id == 0 && manner.qos != QoS::AtMostOnce {
+            let (qos, retain, group) = (manner.qos as u8, manner.retain, manner.group);
+            let target = Target { session, qos, retain, group, identifiers: Vec::new() };
+            manner.id = with.staging.adopted(outgoing, manner.qos, target);
         }
         if self.pending() + len > with.options.outbound_max_bytes {
             // Perhaps the reader is not slow but the pass is long. An error shows again when the pass flushes.
@@ -328,9 +353,28 @@ impl Connection {
         let window =
             if self.state == State::Parked { 0 } else { usize::from(self.receive_maximum).min(MAX_INFLIGHT) };
         let keep = session.as_ref().is_some_and(|session| session.expiry_s > 0);
+        let durable = session.as_ref().map_or(0, |session| session.durable);
         let aliases = session.map(|session| &mut session.given);
         let (access, max_packet_bytes) = (&mut self.access, self.max_packet_bytes as usize);
-        Some((out, Wording { version: self.version, max_packet_bytes, access, aliases, window, keep }))
+        let (version, link) = (self.version, self.link);
+        let wording =
+            Wording { version, max_packet_bytes, access, aliases, window, keep, session: durable, link };
+        Some((out, wording))
+    }
+
+    /// What is written from here on leaves when the turn is durable, where the session is.
+    pub fn gate(&mut self, lane: &mut Lane, slot: u32) {
+        if self.durable() != 0 {
+            let link = self.link;
+            let out = self.out.get_or_insert_with(|| lane.pool.pop().unwrap_or_default());
+            lane.staging.gate(slot, link, out);
+        }
+    }
+
+    /// The id of its session in the log; 0: it is in memory alone.
+    #[inline]
+    pub fn durable(&self) -> u64 {
+        self.session.as_ref().map_or(0, |session| session.durable)
     }
 
     /// A QoS 2 message is through the log, or not: gives the code of its PUBREC.
@@ -342,8 +386,7 @@ impl Connection {
             let known = session.incoming.contains(&packet_id);
             return if known { ReasonCode::Success } else { ReasonCode::UnspecifiedError };
         }
-        // After an error the client may use the id again; MQTT 3.1.1 knows no error, but a dead letter is stored.
-        if code.is_error() && !(version == Version::V311 && fate == Fate::DeadLettered) {
+        if frees_id(code, version, fate) {
             session.incoming.remove(&packet_id);
         }
         code

@@ -83,6 +83,12 @@ counters! {
     delivered,
     /// Deliveries dropped at a bound: slow reader, or above the client's maximum packet size.
     dropped_deliveries,
+    /// Of those, the ones dropped because `max_total_queued_bytes` waited for all clients together.
+    dropped_total_queued,
+    /// Bytes of messages of QoS 1 and 2 that wait for clients or their acknowledgements, now.
+    queued_bytes,
+    /// Snapshots of durable sessions written.
+    session_snapshots,
     /// Retained messages not retained, because the table was full.
     retained_refused,
     subscriptions,

@@ -102,6 +102,10 @@ impl Worker {
             State::Up | State::Opened | State::Asked => {}
         }
         let lane = &mut self.lane;
+        if let Some(out) = &mut conn.out {
+            // It rests on what may never become durable.
+            out.cut_gated();
+        }
         if let (Some(Access::Asked(number)), Some(logins)) =
             (conn.access.as_ref(), &lane.shared.options.logins)
         {

@@ -10,23 +10,26 @@ use super::outbound::Manner;
 use super::registry::ConnId;
 use crate::mqtt::properties::{Property, PropertyId, Value};
 use crate::mqtt::{QoS, SubscriptionOptions, Trie};
+use crate::sessions::Target as SessionTarget;
 
 /// One connection's subscription to one filter. Equality is that of connection and shared subscription.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subscriber {
     pub conn: ConnId,
-    /// As in the SUBSCRIBE packet, with the granted QoS.
-    options: u8,
     /// Subscription identifier; 0: none.
     identifier: u32,
+    /// In the lowest byte the options of the SUBSCRIBE packet, with the granted QoS; above it the id of a durable session in
+    /// the log, 0 for any other.
+    meta: u64,
     /// The shared subscription that it is a member of; 0: none. See [`group`].
     group: u64,
 }
 
-const NO_LOCAL: u8 = 0x04;
-const RETAIN_AS_PUBLISHED: u8 = 0x08;
+const NO_LOCAL: u64 = 0x04;
+const RETAIN_AS_PUBLISHED: u64 = 0x08;
 /// The client is away: other members of its shared subscription come first.
-const AWAY: u8 = 0x80;
+const AWAY: u64 = 0x80;
+const SESSION: u64 = !0xff;
 
 /// What tells shared subscriptions apart: a hash of share name and filter under a seed, never 0.
 pub(super) fn group(shared_filter: &str, seed: u64) -> u64 {
@@ -34,29 +37,45 @@ pub(super) fn group(shared_filter: &str, seed: u64) -> u64 {
 }
 
 impl Subscriber {
-    pub fn new(conn: ConnId, options: SubscriptionOptions, identifier: u32, group: u64) -> Subscriber {
-        Subscriber { conn, options: options.to_byte() & 0x0f, identifier, group }
+    /// session: the id of its durable session, or 0
+    pub fn new(
+        conn: ConnId,
+        options: SubscriptionOptions,
+        identifier: u32,
+        group: u64,
+        session: u64,
+    ) -> Subscriber {
+        Subscriber::restored(conn, options.to_byte(), identifier, group, session)
+    }
+
+    /// As it was written down; see [`SubscriptionOptions::to_byte`].
+    pub fn restored(conn: ConnId, options: u8, identifier: u32, group: u64, session: u64) -> Subscriber {
+        Subscriber { conn, meta: session << 8 | u64::from(options & 0x0f), identifier, group }
     }
 
     /// What finds the subscription of this connection, whatever its options are.
     pub fn of(conn: ConnId, group: u64) -> Subscriber {
-        Subscriber { conn, options: 0, identifier: 0, group }
+        Subscriber { conn, meta: 0, identifier: 0, group }
     }
 
     pub fn away(self, away: bool) -> Subscriber {
-        let options = if away { self.options | AWAY } else { self.options & !AWAY };
-        Subscriber { options, ..self }
+        let meta = if away { self.meta | AWAY } else { self.meta & !AWAY };
+        Subscriber { meta, ..self }
     }
 
     pub fn qos(self) -> QoS {
-        QoS::from_bits(self.options & 3).unwrap_or(QoS::AtMostOnce)
+        QoS::from_bits(self.meta as u8 & 3).unwrap_or(QoS::AtMostOnce)
+    }
+
+    fn session(self) -> u64 {
+        self.meta >> 8
     }
 
     /// Overlapping filters of one client: one copy, at the highest QoS (section 3.3.4).
     fn merge(&mut self, other: Subscriber) {
-        let qos = self.qos().max(other.qos()) as u8;
-        let retain = (self.options | other.options) & RETAIN_AS_PUBLISHED;
-        self.options = qos | retain;
+        let qos = self.qos().max(other.qos()) as u64;
+        let retain = (self.meta | other.meta) & RETAIN_AS_PUBLISHED;
+        self.meta = self.meta & SESSION | qos | retain;
     }
 
     fn key(&self) -> (u64, ConnId) {
@@ -114,6 +133,10 @@ pub(super) struct Deliveries {
     identifiers: Vec<u32>,
     /// The message of the fan-out under way that was added last.
     serial: u64,
+    /// Ids of messages that were refused after all.
+    refused: Vec<u64>,
+    /// From the downlink: the offset behind its messages; else 0.
+    pub downlink: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +167,13 @@ impl Deliveries {
         self.messages.clear();
         self.targets.clear();
         self.identifiers.clear();
+        self.refused.clear();
+        self.downlink = 0;
+    }
+
+    /// Does without the messages of these ids.
+    pub fn refuse(&mut self, ids: &[u64]) {
+        self.refused.extend_from_slice(ids);
     }
 
     /// Memory that waits in an inbox.
@@ -181,6 +211,9 @@ impl Deliveries {
             let (topic, rest) = bytes.split_at_checked(range.topic)?;
             let (properties, rest) = rest.split_at_checked(range.properties)?;
             let payload = rest.get(..range.payload)?;
+            if !self.refused.is_empty() && self.refused.contains(&target.manner.id) {
+                return None;
+            }
             // The topic was a string when it was added.
             Some((*target, Outgoing { topic: std::str::from_utf8(topic).ok()?, properties, payload }))
         })
@@ -192,6 +225,14 @@ impl Deliveries {
 pub(super) struct Fanout {
     /// By thread.
     pub deliveries: Vec<Deliveries>,
+    /// By thread: for durable sessions, when the message is durable.
+    pub later: Vec<Deliveries>,
+    /// The durable sessions that wait for the message that was added last.
+    pub waiting: Vec<SessionTarget>,
+    /// Others than durable sessions get nothing.
+    pub only_durable: bool,
+    /// The id of the message under way; 0: nobody waits for it in the log.
+    id: u64,
     hits: Vec<Subscriber>,
     identifiers: Vec<u32>,
     serial: u64,
@@ -206,6 +247,10 @@ impl Fanout {
     pub fn new(threads: usize) -> Fanout {
         Fanout {
             deliveries: (0..threads).map(|_| Deliveries::default()).collect(),
+            later: (0..threads).map(|_| Deliveries::default()).collect(),
+            waiting: Vec::new(),
+            only_durable: false,
+            id: 0,
             hits: Vec::new(),
             identifiers: Vec::new(),
             serial: 0,
@@ -213,7 +258,11 @@ impl Fanout {
         }
     }
 
-    /// Adds a live message for everyone who subscribed to its topic; `from`: the publisher, for No Local.
+    /// Adds a live message for everyone who subscribed to its topic.
+    ///
+    /// from: the publisher, for No Local
+    /// id:   under which durable sessions wait for it: they are in `waiting` then, and get it `later`; 0: they get it at
+    ///       once, and see to it themselves
     pub fn add(
         &mut self,
         subscriptions: &mut Reading<'_>,
@@ -221,7 +270,9 @@ impl Fanout {
         qos: QoS,
         retain: bool,
         from: Option<ConnId>,
+        id: u64,
     ) {
+        self.begin(id);
         let mut hits = std::mem::take(&mut self.hits);
         hits.clear();
         let filters = subscriptions.get().matches(outgoing.topic, |subscriber| hits.push(*subscriber));
@@ -245,7 +296,7 @@ impl Fanout {
             let mut identifiers = std::mem::take(&mut self.identifiers);
             identifiers.clear();
             for copy in &rest[..copies] {
-                if copy.options & NO_LOCAL != 0 && from == Some(copy.conn) {
+                if copy.meta & NO_LOCAL != 0 && from == Some(copy.conn) {
                     continue;
                 }
                 merged.get_or_insert(*copy).merge(*copy);
@@ -260,8 +311,22 @@ impl Fanout {
         self.hits = hits;
     }
 
+    fn begin(&mut self, id: u64) {
+        self.id = id;
+        self.waiting.clear();
+    }
+
     /// Adds a message that a member of a shared subscription has left unacknowledged for another one of its members.
-    pub fn add_again(&mut self, subscriptions: &mut Reading<'_>, message: &Message, tick: u32, but: ConnId) {
+    /// For `id` see `add`.
+    pub fn add_again(
+        &mut self,
+        subscriptions: &mut Reading<'_>,
+        message: &Message,
+        tick: u32,
+        but: ConnId,
+        id: u64,
+    ) {
+        self.begin(id);
         let mut members = Vec::new();
         subscriptions.get().matches(message.outgoing().topic, |subscriber| {
             if subscriber.group == message.group && subscriber.conn != but {
@@ -278,7 +343,7 @@ impl Fanout {
 
     /// The member whose turn it is, of those that are there if some are.
     fn choose(&mut self, members: &[Subscriber]) -> Subscriber {
-        let present = members.iter().filter(|member| member.options & AWAY == 0).count();
+        let present = members.iter().filter(|member| member.meta & AWAY == 0).count();
         if self.turns.len() >= MAX_TURNS {
             self.turns.clear();
         }
@@ -288,24 +353,33 @@ impl Fanout {
             return members[*turn as usize % members.len()];
         }
         let wanted = *turn as usize % present;
-        let mut there = members.iter().filter(|member| member.options & AWAY == 0);
+        let mut there = members.iter().filter(|member| member.meta & AWAY == 0);
         *there.nth(wanted).unwrap_or(&members[0])
     }
 
     fn put(&mut self, hit: Subscriber, identifiers: &[u32], outgoing: Outgoing<'_>, qos: QoS, retain: bool) {
-        let Some(deliveries) = self.deliveries.get_mut(usize::from(hit.conn.thread)) else { return };
         let identifiers =
             if identifiers.iter().all(|identifier| *identifier == 0) { &[] } else { identifiers };
+        let (session, granted) = (hit.session(), hit.qos().min(qos));
+        // A live message carries the retain flag only to those who asked for it (section 3.3.1.3).
+        let retain = retain && hit.meta & RETAIN_AS_PUBLISHED != 0;
+        let waits = session != 0 && self.id != 0 && granted != QoS::AtMostOnce;
+        // Who is also a member of a shared subscription may get a second copy, which waits for it in memory alone.
+        let first = waits && (hit.group == 0 || self.waiting.iter().all(|each| each.session != session));
+        if first {
+            let (qos, group, identifiers) = (granted as u8, hit.group, identifiers.to_vec());
+            self.waiting.push(SessionTarget { session, qos, retain, group, identifiers });
+        }
+        if self.only_durable && (session == 0 || granted == QoS::AtMostOnce) {
+            return;
+        }
+        let to = if waits { &mut self.later } else { &mut self.deliveries };
+        let Some(deliveries) = to.get_mut(usize::from(hit.conn.thread)) else { return };
         let target = Target {
             message: 0,
             slot: hit.conn.slot,
             generation: hit.conn.generation,
-            manner: Manner {
-                qos: hit.qos().min(qos),
-                // A live message carries the retain flag only to those who asked for it (section 3.3.1.3).
-                retain: retain && hit.options & RETAIN_AS_PUBLISHED != 0,
-                group: hit.group,
-            },
+            manner: Manner { qos: granted, retain, group: hit.group, id: if first { self.id } else { 0 } },
             identifiers: (0, 0),
         };
         deliveries.add(self.serial, outgoing, target, identifiers);

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,13 @@ use super::downlink::Downlink;
 use super::events::{Event, EventKind, Events};
 use super::flapping::Flapping;
 use super::inbox::{Inbox, Mail};
-use super::lane::Shared;
+use super::journal::first_session;
+use super::lane::{Durable, Shared};
 use super::listener::{Listener, ListenerOptions, ListenerStatus, listen};
-use super::options::{GatewayOptions, PLAIN};
+use super::options::{GatewayOptions, PLAIN, SessionFiles};
 use super::registry::Registry;
 use super::reload::reload_all;
+use super::restore::{append, keep_sessions, restore_all};
 use super::retained::{Retained, StoredMessage};
 use super::sparkplug::EdgeNodes;
 use super::sys::{Sys, SysValues};
@@ -36,6 +38,7 @@ use super::unmatched::{Unmatched, UnmatchedTopics};
 use super::worker::{WAKE, Worker};
 use crate::log::{Log, LogError};
 use crate::mqtt::{ReasonCode, Trie};
+use crate::sessions::{Change, Recovered, SessionStore, SessionsError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
@@ -52,6 +55,8 @@ pub enum GatewayError {
     Start(#[from] io::Error),
     #[error("cannot read the stream of messages for devices: {0}")]
     Downlink(#[from] LogError),
+    #[error("{0}")]
+    Sessions(#[from] SessionsError),
 }
 
 /// A running gateway. Dropping it stops it without draining.
@@ -77,7 +82,7 @@ impl Gateway {
     /// `raw_filters` are logged to `_raw` too.
     pub fn start(
         log: Log,
-        options: GatewayOptions,
+        mut options: GatewayOptions,
         streams: Vec<StreamBinding>,
         raw_filters: Vec<String>,
     ) -> Result<Gateway, GatewayError> {
@@ -99,6 +104,16 @@ impl Gateway {
             .iter()
             .map(|poll| Ok(Inbox::new(Waker::new(poll.registry(), WAKE)?)))
             .collect::<io::Result<Vec<Inbox>>>()?;
+        let (sessions, recovered) = match options.sessions.take() {
+            Some(SessionFiles(storage)) => {
+                let (store, recovered) = SessionStore::open(storage, log.clone())?;
+                let epoch = log.epoch();
+                (Some(Durable { store, epoch, next_id: first_session(epoch).into() }), Some(recovered))
+            }
+            None => (None, None),
+        };
+        // A group of a stored message is known again.
+        let group_seed = log.seed().rotate_left(29);
         let shared = Arc::new(Shared {
             log,
             started: Instant::now(),
@@ -129,20 +144,31 @@ impl Gateway {
             inboxes,
             stopping: AtomicBool::new(false),
             parked: AtomicUsize::new(0),
-            group_seed: seed.rotate_left(29),
+            group_seed,
+            downlink_read: AtomicU64::new(0),
+            queued: Arc::default(),
+            sessions,
             options,
         });
         if let Some(logins) = &shared.options.logins {
             logins.serve(&shared);
         }
-        let downlink = Downlink::new(Arc::clone(&shared))?;
+        let downlink = Downlink::new(Arc::clone(&shared), recovered.as_ref().and_then(Recovered::downlink))?;
         let accept_poll = Poll::new()?;
         let acceptor = Waker::new(accept_poll.registry(), WAKE)?;
         let accepting = Acceptor::new(accept_poll, sockets, Arc::clone(&shared))?;
 
         let mut gateway = Gateway { shared, acceptor, threads: Vec::new() };
-        for (thread, poll) in polls.into_iter().enumerate() {
-            let worker = Worker::new(poll, thread as u16, Arc::clone(&gateway.shared));
+        let workers = polls.into_iter().enumerate();
+        let mut workers: Vec<Worker> = workers
+            .map(|(thread, poll)| Worker::new(poll, thread as u16, Arc::clone(&gateway.shared)))
+            .collect();
+        if let Some(recovered) = recovered {
+            restore_all(&gateway.shared, &mut workers, &recovered)?;
+            let shared = Arc::clone(&gateway.shared);
+            gateway.spawn("sessions".to_owned(), move || keep_sessions(&shared))?;
+        }
+        for (thread, worker) in workers.into_iter().enumerate() {
             gateway.spawn(format!("gateway-{thread}"), move || worker.run())?;
         }
         gateway.spawn("downlink".to_owned(), move || downlink.run())?;
@@ -262,6 +288,11 @@ impl Gateway {
             thread.thread().unpark();
             // The body catches panics.
             let _ = thread.join();
+        }
+        if self.shared.sessions.is_some() {
+            // Without it the next start takes this for a crash, and publishes the wills of those who were connected.
+            let downlink = Change::Downlink { offset: self.shared.downlink() };
+            let _ = append(&self.shared.log, &[(0, downlink), (0, Change::Stopped)]);
         }
     }
 }

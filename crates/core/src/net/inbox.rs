@@ -59,6 +59,9 @@ pub(super) struct Inbox {
     tick: AtomicU64,
     /// Bytes of deliveries that wait; senders stop reading their sockets above a bound.
     pub delivery_bytes: AtomicUsize,
+    /// Of the downlink: offset behind the messages that were posted here, and behind those that are durable where they wait.
+    pub downlink_posted: AtomicU64,
+    pub downlink_durable: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +82,8 @@ impl Inbox {
             tick: AtomicU64::new(NO_TICK),
             sockets: AtomicUsize::new(0),
             delivery_bytes: AtomicUsize::new(0),
+            downlink_posted: AtomicU64::new(0),
+            downlink_durable: AtomicU64::new(0),
         }
     }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
-use super::access::Access;
+use super::access;
 use super::clock::TICK_MS;
 use super::connection::{Connection, State};
 use super::ending::Ending;
@@ -59,6 +59,8 @@ pub struct ClientDetail {
     pub will_topic: Option<String>,
     /// SHA-256 of its certificate.
     pub certificate: Option<String>,
+    /// Its session outlives the process.
+    pub durable: bool,
     /// The client's receive maximum.
     pub receive_maximum: u16,
     /// Messages from the client that are not acknowledged yet.
@@ -241,6 +243,7 @@ impl Worker {
             keep_alive_s: conn.silence / SILENCE_TICKS,
             clean_start: conn.clean_start,
             session_expiry_s: session.map_or(0, |session| session.expiry_s),
+            durable: conn.durable() != 0,
             will_topic: session
                 .and_then(|session| session.will.as_ref())
                 .map(|will| will.message.outgoing().topic.to_owned()),
@@ -284,10 +287,7 @@ impl Worker {
 }
 
 fn summary(conn: &Connection) -> ClientSummary {
-    let (user, tenant) = match conn.access.as_ref() {
-        Some(Access::Granted(granted)) => (granted.principal.user.clone(), granted.principal.tenant.clone()),
-        _ => (String::new(), String::new()),
-    };
+    let (user, tenant) = access::owner(&conn.access).unwrap_or_default();
     let socket = conn.socket.as_ref();
     ClientSummary {
         client_id: conn.client_id.to_string(),
@@ -296,7 +296,7 @@ fn summary(conn: &Connection) -> ClientSummary {
         address: socket.and_then(|socket| socket.peer()),
         listener: socket.map_or_else(String::new, |socket| socket.listener().options.name.clone()),
         version: conn.version,
-        user,
-        tenant,
+        user: user.to_owned(),
+        tenant: tenant.to_owned(),
     }
 }

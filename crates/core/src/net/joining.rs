@@ -20,6 +20,7 @@ use super::flapping::Verdict;
 use super::inbox::Mail;
 use super::lane::{End, Lane};
 use super::limits::Limit;
+use super::message::Message;
 use super::on_connect::{Hello, refuse, welcome};
 use super::on_publish::{Sender, publish_will};
 use super::on_subscribe::{mark_away, unsubscribe_all};
@@ -27,6 +28,7 @@ use super::registry::ConnId;
 use super::session::Testament;
 use super::worker::Worker;
 use crate::mqtt::ReasonCode;
+use crate::sessions::Change;
 
 impl Worker {
     /// Sends a connection to the thread of the connection or session that has its client id.
@@ -76,7 +78,11 @@ impl Worker {
                         let why = "another connection uses the same client identifier";
                         self.end(owner.slot, Ending::Ours(End::new(ReasonCode::SessionTakenOver, why)));
                     }
-                    Some(State::Parked) if hello.clean_start || !self.is_owner(owner.slot, &conn) => {
+                    Some(State::Parked)
+                        if hello.clean_start
+                            || !self.is_owner(owner.slot, &conn)
+                            || self.is_over(owner.slot) =>
+                    {
                         self.end_session(owner.slot);
                         self.remove(owner.slot);
                     }
@@ -138,11 +144,16 @@ impl Worker {
         parked.is_some_and(|parked| access::same_user(&parked.access, &conn.access))
     }
 
+    /// Whether a waiting session has waited longer than it may; the wheel will find that out within a tick.
+    fn is_over(&self, parked: u32) -> bool {
+        self.conns.get(parked as usize).is_some_and(|conn| conn.has_expired(self.lane.tick))
+    }
+
     /// Writes the CONNACK, then what waits for the client, then goes on with what came behind the CONNECT.
     fn greet(&mut self, slot: u32, hello: &Hello, session_present: bool) {
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         welcome(&mut self.lane, conn, slot, hello, session_present);
-        conn.resume(&mut self.lane.delivery());
+        conn.resume(&mut self.lane.delivery(slot));
         let partial = std::mem::take(&mut conn.partial);
         if !conn.ready {
             conn.ready = true;
@@ -184,7 +195,7 @@ impl Worker {
         }
         let mut session = conn.session.take().unwrap_or_default();
         if let Some(old) = parked.session.take() {
-            session.incoming = old.incoming;
+            (session.incoming, session.durable) = (old.incoming, old.durable);
         }
         conn.session = Some(session);
         conn.out = parked.out.take();
@@ -220,14 +231,16 @@ impl Worker {
         let mut due = None;
         if let Some(session) = &mut conn.session {
             session.detach();
+            session.waited = 0;
             due = session.will.take_if(|will| will.delay_s == 0);
+            self.lane.staging.closed(session);
         }
         mark_away(&self.lane, conn, slot, true);
         self.lane.shared.parked.fetch_add(1, Ordering::Relaxed);
         let id = self.lane.id(slot, conn.generation);
-        let (client_id, version) = (conn.client_id.clone(), conn.version);
         if let Some(will) = due {
-            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id }, &will);
+            let (client_id, version, session) = (conn.client_id.clone(), conn.version, conn.durable());
+            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id, session }, &will);
         }
         self.set_timer(slot);
         Some(leaving)
@@ -243,16 +256,19 @@ impl Worker {
         if conn.state == State::Parked {
             lane.shared.parked.fetch_sub(1, Ordering::Relaxed);
         }
+        let session = conn.durable();
+        if session != 0 {
+            lane.staging.session(session, &Change::End);
+        }
         let shared = conn.out.as_mut().map(|out| out.take_shared()).unwrap_or_default();
         if !shared.is_empty() {
             let all = Arc::clone(&lane.shared);
             let mut subscriptions = Reading::new(&all.subscriptions);
-            shared
-                .iter()
-                .for_each(|message| lane.fanout.add_again(&mut subscriptions, message, lane.tick, id));
+            shared.iter().for_each(|message| lane.hand_over(&mut subscriptions, message, id));
         }
         if let Some(will) = conn.session.as_mut().and_then(|session| session.will.take()) {
-            lane.publish_will(&Sender { client_id: &conn.client_id, version: conn.version, conn: id }, &will);
+            let (client_id, version) = (&conn.client_id, conn.version);
+            lane.publish_will(&Sender { client_id, version, conn: id, session }, &will);
         }
     }
 
@@ -261,24 +277,41 @@ impl Worker {
         let tick = self.lane.tick;
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         let Some(session) = &mut conn.session else { return };
-        let waited = tick.saturating_sub(conn.heard);
-        let over = session.expiry_ticks().is_some_and(|ticks| waited > ticks);
-        if over {
+        let waited = tick.saturating_sub(conn.heard).saturating_add(session.waited);
+        let due = session.will.take_if(|will| waited > ticks(will.delay_s));
+        if conn.has_expired(tick) {
+            if let (Some(session), Some(will)) = (&mut conn.session, due) {
+                session.will = Some(will);
+            }
             // Its will goes with it, whatever its delay (section 3.1.3.2.2).
             self.end_session(slot);
             return self.remove(slot);
         }
-        let due = session.will.take_if(|will| waited > ticks(will.delay_s));
         let id = self.lane.id(slot, conn.generation);
-        let (client_id, version) = (conn.client_id.clone(), conn.version);
         if let Some(will) = due {
-            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id }, &will);
+            let (client_id, version, session) = (conn.client_id.clone(), conn.version, conn.durable());
+            if session != 0 {
+                self.lane.staging.session(session, &Change::WillDone);
+            }
+            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id, session }, &will);
         }
         self.set_timer(slot);
     }
 }
 
 impl Lane {
+    /// Gives a message that a member of a shared subscription leaves behind to another one.
+    fn hand_over(&mut self, subscriptions: &mut Reading<'_>, message: &Message, but: ConnId) {
+        let id = self.staging.message_ids.next();
+        self.fanout.add_again(subscriptions, message, self.tick, but, id);
+        if !self.fanout.waiting.is_empty() {
+            let waiting = &mut self.fanout.waiting;
+            message.send_at(self.tick, |outgoing| {
+                self.staging.waited_for(outgoing, message.qos, waiting, false);
+            });
+        }
+    }
+
     fn publish_will(&mut self, sender: &Sender<'_>, will: &Testament) {
         let shared = Arc::clone(&self.shared);
         publish_will(self, &shared, sender, &will.message, Instant::now());

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::binding::{Bindings, Held};
@@ -14,6 +14,7 @@ use super::events::{EventKind, Events};
 use super::fanout::{Fanout, Subscriptions};
 use super::flapping::Flapping;
 use super::inbox::{Inbox, Mail};
+use super::journal::MessageIds;
 use super::lifecycle::Lifecycle;
 use super::listener::Listener;
 use super::options::GatewayOptions;
@@ -32,6 +33,7 @@ use crate::decode::{Decoded, Plain};
 use crate::log::{Log, LogError};
 use crate::mqtt::properties::{self, Property, PropertyId, Value};
 use crate::mqtt::{PacketError, ReasonCode};
+use crate::sessions::SessionStore;
 
 /// What all threads share.
 pub(super) struct Shared {
@@ -67,6 +69,21 @@ pub(super) struct Shared {
     pub parked: AtomicUsize,
     /// Of the hashes that tell shared subscriptions apart.
     pub group_seed: u64,
+    /// Offset of `_downlink` behind the messages that were posted to the loops that have somebody for them.
+    pub downlink_read: AtomicU64,
+    /// Bytes of messages that wait for clients, over all of them.
+    pub queued: Arc<AtomicUsize>,
+    /// Where sessions outlive the process.
+    pub sessions: Option<Durable>,
+}
+
+/// Sessions that outlive the process.
+#[derive(Debug)]
+pub(super) struct Durable {
+    pub store: SessionStore,
+    pub epoch: u32,
+    /// Of the next session.
+    pub next_id: AtomicU64,
 }
 
 impl Shared {
@@ -81,6 +98,8 @@ impl Shared {
         sum.retained = retained as u64;
         sum.retained_bytes = retained_bytes as u64;
         sum.events_lost = self.events.lost();
+        sum.queued_bytes = self.queued.load(Ordering::Relaxed) as u64;
+        sum.session_snapshots = self.sessions.as_ref().map_or(0, |sessions| sessions.store.snapshots());
         sum
     }
 
@@ -147,7 +166,6 @@ pub(super) struct Lane {
     pub flights: VecDeque<Flight>,
     pub flying_bytes: usize,
     pub flying_messages: u64,
-    last_turn: u64,
     /// The log's queue was full; the turn stays staged.
     pub stalled: bool,
     pub spare: Vec<Acks>,
@@ -181,16 +199,17 @@ pub(super) struct Lane {
 impl Lane {
     pub fn new(thread: u16, shared: Arc<Shared>) -> Lane {
         let bindings = Arc::clone(&shared.bindings.lock());
+        let epoch = shared.sessions.as_ref().map(|sessions| sessions.epoch);
+        let ids = MessageIds::new(epoch, thread, shared.inboxes.len());
         Lane {
             thread,
-            staging: Staging::new(&bindings, shared.log.partitions()),
+            staging: Staging::new(&bindings, shared.log.partitions(), ids),
             held: vec![None; bindings.streams.len()],
             bindings,
             next: None,
             flights: VecDeque::new(),
             flying_bytes: 0,
             flying_messages: 0,
-            last_turn: 0,
             stalled: false,
             spare: Vec::new(),
             fanout: Fanout::new(shared.inboxes.len()),
@@ -217,12 +236,16 @@ impl Lane {
         ConnId { thread: self.thread, slot, generation }
     }
 
-    pub fn delivery(&mut self) -> Delivery<'_> {
+    /// slot: of the connection that is delivered to
+    pub fn delivery(&mut self, slot: u32) -> Delivery<'_> {
         Delivery {
             pool: &mut self.pool,
             counters: &mut self.counters,
             options: &self.shared.options,
             tick: self.tick,
+            staging: &mut self.staging,
+            slot,
+            queued: &self.shared.queued,
         }
     }
 
@@ -242,8 +265,7 @@ impl Lane {
         if self.staging.is_empty() {
             return true;
         }
-        self.last_turn += 1;
-        let turn = self.last_turn;
+        let turn = self.staging.turn;
         let result = loop {
             if !self.staging.has_rows() {
                 break Some(Ok(()));
@@ -269,7 +291,14 @@ impl Lane {
                 Err(error) => break Some(Err(error)),
             }
         };
-        let acks = self.staging.submitted(self.spare.pop().unwrap_or_default());
+        self.staging.turn += 1;
+        let mut acks = self.staging.submitted(self.spare.pop().unwrap_or_default());
+        if self.fanout.later.iter().any(|later| !later.is_empty()) {
+            acks.later.extend(self.fanout.later.iter_mut().map(std::mem::take));
+        }
+        if let Some(sessions) = self.shared.sessions.as_ref().filter(|_| acks.session_bytes > 0) {
+            sessions.store.grown(acks.session_bytes);
+        }
         self.flying_bytes += acks.bytes;
         self.flying_messages += acks.counted();
         self.flights.push_back(Flight { turn, acks, result });
@@ -292,13 +321,30 @@ impl Lane {
         }
     }
 
-    /// The oldest turn, if the log is through with it.
-    pub fn settled(&mut self) -> Option<(Acks, Result<(), LogError>)> {
+    /// The oldest turn, its number and acknowledgements, if the log is through with it.
+    pub fn settled(&mut self) -> Option<(u64, Acks, Result<(), LogError>)> {
         self.flights.front()?.result.as_ref()?;
         let flight = self.flights.pop_front()?;
         self.flying_bytes -= flight.acks.bytes;
         self.flying_messages -= flight.acks.counted();
-        Some((flight.acks, flight.result?))
+        Some((flight.turn, flight.acks, flight.result?))
+    }
+
+    /// Messages of the downlink before this offset have been delivered here: those that wait are in the turn under way.
+    pub fn took_downlink(&mut self, offset: u64) {
+        if !self.staging.is_empty() {
+            self.staging.acks.downlink = offset;
+        } else if let Some(flight) = self.flights.back_mut() {
+            flight.acks.downlink = offset;
+        } else {
+            self.downlink_is_durable(offset);
+        }
+    }
+
+    pub fn downlink_is_durable(&self, offset: u64) {
+        if let Some(inbox) = self.shared.inboxes.get(usize::from(self.thread)) {
+            inbox.downlink_durable.fetch_max(offset, Ordering::Relaxed);
+        }
     }
 
     /// Sends other threads what their connections get.

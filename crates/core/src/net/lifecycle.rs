@@ -152,7 +152,7 @@ impl Lane {
         let mut subscriptions = Reading::new(&shared.subscriptions);
         for (topic, payload) in &noted {
             let outgoing = Outgoing { topic, properties: &[], payload };
-            self.fanout.add(&mut subscriptions, outgoing, QoS::AtLeastOnce, false, None);
+            self.fanout.add(&mut subscriptions, outgoing, QoS::AtLeastOnce, false, None, 0);
         }
     }
 }

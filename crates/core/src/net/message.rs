@@ -41,6 +41,8 @@ pub(super) struct Message {
     pub retain: bool,
     /// Of the shared subscription that it came by; 0: none.
     pub group: u64,
+    /// Its id in the log, where a durable session waits for it; else 0.
+    pub id: u64,
     /// Tick of arrival and message expiry interval in seconds.
     expiry: Option<(u32, u32)>,
 }
@@ -60,6 +62,7 @@ impl Message {
             qos,
             retain,
             group: 0,
+            id: 0,
             expiry,
         }
     }
@@ -110,7 +113,7 @@ pub(super) fn aged(properties: &[u8], waited_s: u32) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-fn with_expiry(properties: &[u8], interval_s: u32) -> Vec<u8> {
+pub(super) fn with_expiry(properties: &[u8], interval_s: u32) -> Vec<u8> {
     let mut out = Vec::with_capacity(properties.len());
     for mut property in Properties::from_checked(properties).iter() {
         if property.id == PropertyId::MessageExpiryInterval {

@@ -3,7 +3,8 @@
 //! The way of a message: [`worker`] reads bytes and finds packets, [`on_publish`] decodes a PUBLISH into the
 //! thread's [`turn`], the turn goes to the log at the end of the pass, and when the log has made it durable
 //! the worker writes the PUBACKs and PUBRECs. Live subscribers get their copies through [`fanout`] at once; what a
-//! client has beyond its connection is in [`session`] and [`outbound`], and [`joining`] gives it back.
+//! client has beyond its connection is in [`session`] and [`outbound`], and [`joining`] gives it back. Of durable sessions
+//! [`journal`] puts each change into the turn and [`restore`] gives them back after a restart; a message reaches them when its turn is durable.
 //!
 //! Invariants: a PUBACK or PUBREC of success leaves only after the log has said that its turn is durable; PUBACKs keep the
 //! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound;
@@ -18,6 +19,7 @@ mod clock;
 mod closes;
 mod connection;
 mod counters;
+mod delivering;
 mod downlink;
 mod ending;
 mod events;
@@ -29,6 +31,7 @@ mod handshake;
 mod inbox;
 mod inspect;
 mod joining;
+mod journal;
 mod lane;
 mod levels;
 mod lifecycle;
@@ -50,6 +53,7 @@ mod rebind;
 mod registry;
 mod reload;
 mod replay;
+mod restore;
 mod retained;
 mod review;
 mod session;
@@ -82,7 +86,7 @@ pub use listener::{
     ClientCertificates, Failure, ListenerOptions, ListenerStatus, TlsFiles, WebSocketOptions,
 };
 pub use logins::{Certificate, Line, Login, LoginOptions, Logins, Principal};
-pub use options::GatewayOptions;
+pub use options::{GatewayOptions, SessionFiles};
 pub use retained::StoredMessage;
 pub use trace::{Trace, TraceFilter, TraceLine};
 pub use unmatched::Unmatched;

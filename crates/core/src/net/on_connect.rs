@@ -214,6 +214,8 @@ pub(super) fn welcome(
     conn.heard = lane.tick;
     // The timeout of the first packet counts no more.
     conn.timer = 0;
+    open_session(lane, conn);
+    conn.gate(lane, slot);
     let connack = connack(lane, conn, hello, session_present);
     conn.out(&mut lane.pool).bytes.extend_from_slice(&connack);
     lane.counters.packets_out += 1;
@@ -222,6 +224,19 @@ pub(super) fn welcome(
     conn.since_ms = (now_us() / 1000).unsigned_abs();
     lane.note_connected(conn, slot);
     lane.touch(conn, slot);
+}
+
+/// Writes down that a session which outlives its connection begins, or goes on.
+fn open_session(lane: &mut Lane, conn: &mut Connection) {
+    let Some(sessions) = &lane.shared.sessions else { return };
+    let Some(session) = conn.session.as_mut() else { return };
+    if session.durable == 0 {
+        if session.expiry_s == 0 {
+            return;
+        }
+        session.durable = sessions.next_id.fetch_add(1, Ordering::Relaxed);
+    }
+    lane.staging.opened(conn, sessions.epoch);
 }
 
 fn connack(lane: &Lane, conn: &Connection, hello: &Hello, session_present: bool) -> Vec<u8> {

@@ -23,6 +23,7 @@ use crate::decode::{DecodeError, Decoded, SparkplugContext, SparkplugTopic, Stre
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Publish, QoS, ReasonCode, Version, topic};
 use crate::rows::Cell;
+use crate::sessions::Change;
 
 /// Who a message comes from.
 pub(super) struct Sender<'a> {
@@ -30,6 +31,8 @@ pub(super) struct Sender<'a> {
     pub version: Version,
     /// For No Local.
     pub conn: ConnId,
+    /// Its durable session, or 0.
+    pub session: u64,
 }
 
 /// A PUBLISH packet: stages its message, passes it to live subscribers, and leaves its acknowledgement to the turn.
@@ -80,8 +83,8 @@ pub(super) fn on_publish(
     if publish.qos == QoS::ExactlyOnce {
         conn.session().incoming.insert(publish.packet_id);
     }
-    let sender =
-        Sender { client_id: &conn.client_id, version: conn.version, conn: lane.id(slot, conn.generation) };
+    let (id, session) = (lane.id(slot, conn.generation), conn.durable());
+    let sender = Sender { client_id: &conn.client_id, version: conn.version, conn: id, session };
     accept(lane, shared, &sender, publish, retained, subscriptions);
     Ok(())
 }
@@ -123,7 +126,8 @@ fn accept(
     retained: bool,
     subscriptions: &mut Reading<'_>,
 ) {
-    let Lane { bindings, staging, plain, decoded, streams, held, received_at_us, edge_node, .. } = lane;
+    let Lane { bindings, staging, plain, decoded, streams, held, received_at_us, edge_node, fanout, .. } =
+        lane;
     let received_at_us = *received_at_us;
     // Noted once, whichever streams the message belongs to: the sequence is that of the edge node.
     let edge = bindings.sparkplug.then_some(&shared.edge_nodes).and_then(|nodes| {
@@ -209,6 +213,18 @@ fn accept(
             }
         }
     }
+    if shared.subscribed.load(Ordering::Relaxed) > 0 {
+        let (outgoing, from) = (Outgoing::of(publish), Some(sender.conn));
+        // What is refused waits for nobody in the log.
+        let id = if failed.is_none() { staging.message_ids.next() } else { 0 };
+        fanout.add(subscriptions, outgoing, publish.qos, publish.retain, from, id);
+        if !fanout.waiting.is_empty() {
+            staging.waited_for(outgoing, publish.qos, &mut fanout.waiting, true);
+            if fate == Fate::LiveOnly {
+                fate = Fate::RawOnly;
+            }
+        }
+    }
     if publish.retain || bindings.is_raw(publish.topic) {
         staging.raw([
             Cell::Timestamp(received_at_us),
@@ -235,18 +251,23 @@ fn accept(
         staging.acks.bytes += publish.payload.len() + publish.topic.len();
     }
     let exactly_once = publish.qos == QoS::ExactlyOnce && publish.packet_id != 0;
+    if exactly_once && sender.session != 0 && !frees_id(code, sender.version, fate) {
+        staging.session_with_message(sender.session, &Change::Received(publish.packet_id));
+    }
     staging.message(publish.packet_id, code, fate, exactly_once);
 
     if let Some((_, SparkplugTopic { group, edge, .. }, _)) = edge.as_ref().filter(|_| ask) {
         let topic = format!("{}{group}/NCMD/{edge}", SparkplugTopic::NAMESPACE);
         let payload = sparkplug_rebirth(u64::try_from(received_at_us / 1000).unwrap_or(0));
         let request = Outgoing { topic: &topic, properties: &[], payload: &payload };
-        lane.fanout.add(subscriptions, request, QoS::AtMostOnce, false, None);
+        lane.fanout.add(subscriptions, request, QoS::AtMostOnce, false, None, 0);
     }
-    if shared.subscribed.load(Ordering::Relaxed) > 0 {
-        let from = Some(sender.conn);
-        lane.fanout.add(subscriptions, Outgoing::of(publish), publish.qos, publish.retain, from);
-    }
+}
+
+/// Whether the client may use the packet id of its QoS 2 message again. MQTT 3.1.1 knows no error, but a dead letter is
+/// stored.
+pub(super) fn frees_id(code: ReasonCode, version: Version, fate: Fate) -> bool {
+    code.is_error() && !(version == Version::V311 && fate == Fate::DeadLettered)
 }
 
 /// What ends the connection.

@@ -17,6 +17,7 @@ use crate::mqtt::{
     NodeId, Properties, QoS, ReasonCode, Suback, Subscribe, SubscriptionOptions, Unsuback, Unsubscribe,
     Version, topic,
 };
+use crate::sessions::Change;
 
 pub(super) fn on_subscribe(
     lane: &mut Lane,
@@ -28,7 +29,7 @@ pub(super) fn on_subscribe(
 ) {
     // One lock for the whole packet, and none of ours may be held for reading meanwhile.
     subscriptions.release();
-    let subscriber = lane.id(slot, conn.generation);
+    let (subscriber, session) = (lane.id(slot, conn.generation), conn.durable());
     let identifier = subscribe.properties.number(PropertyId::SubscriptionIdentifier).unwrap_or(0);
     let highest = QoS::from_bits(shared.options.maximum_qos).unwrap_or(QoS::AtMostOnce);
     let mut codes = Vec::new();
@@ -65,8 +66,11 @@ pub(super) fn on_subscribe(
         }
         options.qos = options.qos.min(highest);
         let (plain, group) = unshared(filter, shared.group_seed);
-        match trie.insert(plain, Subscriber::new(subscriber, options, identifier, group)) {
+        match trie.insert(plain, Subscriber::new(subscriber, options, identifier, group, session)) {
             Ok((node, replaced)) => {
+                if session != 0 {
+                    lane.staging.subscribed(session, filter, options.to_byte(), identifier);
+                }
                 if lifecycle::concerns(plain) {
                     shared.lifecycle_wanted.store(true, Ordering::Relaxed);
                 }
@@ -95,6 +99,7 @@ pub(super) fn on_subscribe(
     let v5 = conn.version == Version::V5;
     let codes: Vec<u8> =
         codes.into_iter().map(|code| if !v5 && code.is_error() { 0x80 } else { code as u8 }).collect();
+    conn.gate(lane, slot);
     let suback = Suback { packet_id: subscribe.packet_id, properties: Properties::NONE, codes: &codes };
     conn.put_within(&mut lane.pool, |version, out| suback.encode(version, out));
     lane.counters.packets_out += 1;
@@ -105,8 +110,8 @@ pub(super) fn on_subscribe(
             let mut properties = Vec::new();
             with_identifiers(&[], &[identifier], &mut properties);
             let outgoing = Outgoing { topic, properties: &properties, payload: value.as_bytes() };
-            let manner = Manner { qos: options.qos.min(QoS::AtLeastOnce), retain: true, group: 0 };
-            conn.deliver(outgoing, manner, &mut lane.delivery());
+            let manner = Manner { qos: options.qos.min(QoS::AtLeastOnce), retain: true, group: 0, id: 0 };
+            conn.deliver(outgoing, manner, &mut lane.delivery(slot));
         }
         let (filter, qos, upto) = (filter.into(), options.qos, shared.retained.serial());
         let replay = Replay { node, filter, qos, identifier, upto, after: None };
@@ -125,7 +130,7 @@ fn refusal(shared: &Shared, conn: &Connection, filter: &str) -> Option<(Limit, R
 }
 
 /// The filter below `$share/NAME/`, and what tells the shared subscription (0: it is none).
-fn unshared(filter: &str, seed: u64) -> (&str, u64) {
+pub(super) fn unshared(filter: &str, seed: u64) -> (&str, u64) {
     match topic::shared(filter) {
         Some((_, plain)) => (plain, group(filter, seed)),
         None => (filter, 0),
@@ -141,7 +146,7 @@ pub(super) fn on_unsubscribe(
     subscriptions: &mut Reading<'_>,
 ) {
     subscriptions.release();
-    let id = lane.id(slot, conn.generation);
+    let (id, session) = (lane.id(slot, conn.generation), conn.durable());
     let mut codes = Vec::new();
     let mut trie = shared.subscriptions.write();
     for filter in unsubscribe.filters() {
@@ -153,6 +158,9 @@ pub(super) fn on_unsubscribe(
                 conn.subscriptions.retain(|held| *held != Subscribed { node, group });
                 lane.replays.forget(slot, node);
                 lane.counters.subscriptions -= 1;
+                if session != 0 {
+                    lane.staging.session(session, &Change::Unsubscribe(filter));
+                }
                 ReasonCode::Success as u8
             }
             None => ReasonCode::NoSubscriptionExisted as u8,
@@ -160,6 +168,7 @@ pub(super) fn on_unsubscribe(
     }
     shared.subscribed.store(trie.len(), Ordering::Relaxed);
     drop(trie);
+    conn.gate(lane, slot);
     let unsuback = Unsuback { packet_id: unsubscribe.packet_id, properties: Properties::NONE, codes: &codes };
     conn.put_within(&mut lane.pool, |version, out| unsuback.encode(version, out));
     lane.counters.packets_out += 1;

@@ -8,10 +8,21 @@ use super::clock::Clock;
 use super::limits::ListenerLimits;
 use super::listener::ListenerOptions;
 use super::logins::Logins;
+use crate::log::Storage;
 use crate::mqtt::topic;
 
 /// Name of the listener that is always there.
 pub(super) const PLAIN: &str = "mqtt";
+
+/// The directory of durable sessions.
+#[derive(Clone)]
+pub struct SessionFiles(pub Arc<dyn Storage>);
+
+impl std::fmt::Debug for SessionFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.path())
+    }
+}
 
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
@@ -60,6 +71,11 @@ pub struct GatewayOptions {
     /// Messages of QoS 1 and 2 that may wait for one subscriber or its return. Above it deliveries to it are dropped and
     /// counted.
     pub max_queued_messages: usize,
+    /// Bytes of messages of QoS 1 and 2 that may wait for all subscribers together. Above it deliveries that would have to
+    /// wait are dropped and counted.
+    pub max_total_queued_bytes: usize,
+    /// Where sessions outlive the process. None: they end with it.
+    pub sessions: Option<SessionFiles>,
     /// A connection that has not sent its CONNECT by then is closed.
     pub first_packet_timeout_s: u16,
     /// Of the plain listener.
@@ -105,6 +121,8 @@ impl Default for GatewayOptions {
             retained_max_bytes: 64 << 20,
             outbound_max_bytes: 1 << 20,
             max_queued_messages: 10_000,
+            max_total_queued_bytes: 256 << 20,
+            sessions: None,
             first_packet_timeout_s: 10,
             limits: ListenerLimits::default(),
             flapping_window_s: 60,
@@ -147,6 +165,7 @@ impl GatewayOptions {
         range("flapping_ban_s", self.flapping_ban_s as usize, 1, 86_400)?;
         range("outbound_max_bytes", self.outbound_max_bytes, 1024, 1 << 30)?;
         range("max_queued_messages", self.max_queued_messages, 1, 1 << 24)?;
+        range("max_total_queued_bytes", self.max_total_queued_bytes, 1024, 1 << 40)?;
         range("first_packet_timeout_s", self.first_packet_timeout_s.into(), 1, u16::MAX.into())?;
         range("turn_bytes", self.turn_bytes, 1024, 1 << 30)?;
         range("inflight_bytes", self.inflight_bytes, self.turn_bytes, 1 << 40)

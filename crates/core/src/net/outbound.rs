@@ -1,14 +1,18 @@
 //! What a client is sent: packets that wait for the socket, messages that wait for its acknowledgement or its window.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::access::{self, Access};
 use super::counters::Counters;
 use super::message::{Message, Outgoing};
 use super::options::GatewayOptions;
 use super::session::{Alias, GivenAliases};
+use super::turn::Staging;
 use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
 use crate::mqtt::{Ack, PacketType, Publish, QoS, ReasonCode, Version};
+use crate::sessions::Change;
 
 /// Messages of QoS 1 and 2 on their way to one client, whatever receive maximum it allows. Ours.
 pub(super) const MAX_INFLIGHT: usize = 1024;
@@ -22,6 +26,26 @@ pub(super) struct Delivery<'a> {
     pub counters: &'a mut Counters,
     pub options: &'a GatewayOptions,
     pub tick: u32,
+    pub staging: &'a mut Staging,
+    /// Of the connection.
+    pub slot: u32,
+    /// Bytes of messages that wait for clients, over all of them.
+    pub queued: &'a Arc<AtomicUsize>,
+}
+
+impl Delivery<'_> {
+    /// A message is not kept for its client any more.
+    pub fn done(&mut self, session: u64, message: u64) {
+        if message != 0 {
+            self.staging.session(session, &Change::Done { message });
+        }
+    }
+
+    /// A message is dropped at a bound.
+    pub fn dropped(&mut self, session: u64, message: u64) {
+        self.counters.dropped_deliveries += 1;
+        self.done(session, message);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -29,13 +53,15 @@ pub(super) struct Outbound {
     pub bytes: Vec<u8>,
     /// Written so far.
     pub at: usize,
+    /// Bytes from the place on leave when the turn of that number is durable; oldest first.
+    gates: Vec<(u64, usize)>,
     /// Shown to those who watch, up to here; beyond the end: not from a packet's begin on.
     pub traced: usize,
     inflight: VecDeque<Inflight>,
     last_id: u16,
     queue: VecDeque<Message>,
-    /// Bytes of the messages that are kept here: queued, or in flight and kept.
-    held_bytes: usize,
+    /// The messages that are kept here: queued, or in flight and kept.
+    held: Held,
     /// Those in flight that have not been sent over this connection yet.
     unsent: usize,
 }
@@ -48,10 +74,39 @@ pub(super) struct Waiting {
     pub bytes: usize,
 }
 
+/// Bytes of kept messages, which count among those of all clients.
+#[derive(Debug, Default)]
+struct Held {
+    bytes: usize,
+    all: Option<Arc<AtomicUsize>>,
+}
+
+impl Held {
+    fn add(&mut self, bytes: usize, all: &Arc<AtomicUsize>) {
+        self.bytes += bytes;
+        self.all.get_or_insert_with(|| Arc::clone(all)).fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        if let Some(all) = &self.all {
+            all.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.sub(self.bytes);
+    }
+}
+
 /// A message that was sent and is not acknowledged.
 #[derive(Debug)]
 struct Inflight {
     packet_id: u16,
+    /// Its id in the log; 0: none.
+    id: u64,
     step: Step,
     /// Over this connection.
     sent: bool,
@@ -78,6 +133,8 @@ pub(super) struct Manner {
     pub retain: bool,
     /// The shared subscription that it comes by; 0: none.
     pub group: u64,
+    /// Its id in the log, where its session is durable and it waits for it there; else 0.
+    pub id: u64,
 }
 
 /// How packets are written for one client.
@@ -92,6 +149,9 @@ pub(super) struct Wording<'a> {
     pub window: usize,
     /// Messages in flight are kept, since their session outlives the connection.
     pub keep: bool,
+    /// The session's id in the log; 0: it has none.
+    pub session: u64,
+    pub link: u32,
 }
 
 /// Bytes that a topic alias adds to a packet at most: the property, and one for each of two lengths.
@@ -135,9 +195,48 @@ impl Outbound {
         self.bytes.len() - self.at
     }
 
+    /// Something waits for its turn.
+    pub fn is_gated(&self) -> bool {
+        !self.gates.is_empty()
+    }
+
+    /// End of the bytes that may leave now.
+    pub fn open_to(&self) -> usize {
+        self.gates.first().map_or(self.bytes.len(), |(_, at)| *at)
+    }
+
+    /// What is added from here on leaves when the turn is durable. True: nothing waited for this turn so far.
+    pub fn gate(&mut self, turn: u64) -> bool {
+        if self.gates.last().is_some_and(|(last, _)| *last == turn) {
+            return false;
+        }
+        self.gates.push((turn, self.bytes.len()));
+        true
+    }
+
+    /// The turn is durable.
+    pub fn open_gate(&mut self, turn: u64) {
+        self.gates.retain(|(waits_for, _)| *waits_for > turn);
+    }
+
+    /// What waits for its turn is not said at all.
+    pub fn cut_gated(&mut self) {
+        self.bytes.truncate(self.open_to());
+        self.gates.clear();
+    }
+
+    /// Forgets the bytes that were written.
+    pub fn drop_written(&mut self) {
+        self.bytes.drain(..self.at);
+        self.gates.iter_mut().for_each(|(_, at)| *at -= self.at);
+        // What was not traced and is cut begins in the middle of a packet.
+        self.traced = self.traced.checked_sub(self.at).unwrap_or(usize::MAX);
+        self.at = 0;
+    }
+
     /// What waits for the client or its acknowledgement.
     pub fn waiting(&self) -> Waiting {
-        Waiting { inflight: self.inflight.len(), queued: self.queue.len(), bytes: self.held_bytes }
+        Waiting { inflight: self.inflight.len(), queued: self.queue.len(), bytes: self.held.bytes }
     }
 
     /// Nothing waits for the client, so the memory can serve another.
@@ -147,6 +246,7 @@ impl Outbound {
 
     /// Takes what the socket has not taken; messages stay.
     pub fn take_bytes(&mut self) -> Outbound {
+        self.cut_gated();
         let (bytes, at) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.at));
         Outbound { bytes, at, ..Outbound::default() }
     }
@@ -162,7 +262,7 @@ impl Outbound {
         wording: &mut Wording<'_>,
         with: &mut Delivery<'_>,
     ) {
-        let Manner { qos, retain, group } = manner;
+        let Manner { qos, retain, group, id } = manner;
         if qos == QoS::AtMostOnce {
             if !fits {
                 with.counters.dropped_deliveries += 1;
@@ -171,29 +271,54 @@ impl Outbound {
             wording.write(outgoing.publish(qos, retain, 0), &mut self.bytes);
         } else if fits && self.queue.is_empty() && self.unsent == 0 && self.inflight.len() < wording.window {
             let keep = wording.keep || group != 0;
-            if keep && self.held_bytes + outgoing.len() > with.options.outbound_max_bytes {
-                with.counters.dropped_deliveries += 1;
-                return;
+            if keep && !self.has_room(outgoing.len(), with) {
+                return with.dropped(wording.session, id);
             }
             let kept = keep.then(|| Box::new(owned(outgoing, manner, with.tick)));
-            self.held_bytes += kept.as_ref().map_or(0, |message| message.len());
+            self.held.add(kept.as_ref().map_or(0, |message| message.len()), with.queued);
             let packet_id = self.next_id();
             let step = Step::first(qos);
-            self.inflight.push_back(Inflight { packet_id, step, sent: true, message: kept });
+            self.inflight.push_back(Inflight { packet_id, id, step, sent: true, message: kept });
+            self.has_sent(id, packet_id, qos, wording, with);
             wording.write(outgoing.publish(qos, retain, packet_id), &mut self.bytes);
-        } else if self.queue.len() < with.options.max_queued_messages
-            && self.held_bytes + outgoing.len() <= with.options.outbound_max_bytes
-        {
+        } else if self.queue.len() < with.options.max_queued_messages && self.has_room(outgoing.len(), with) {
             let message = owned(outgoing, manner, with.tick);
-            self.held_bytes += message.len();
+            self.held.add(message.len(), with.queued);
             self.queue.push_back(message);
             return;
         } else {
-            with.counters.dropped_deliveries += 1;
-            return;
+            return with.dropped(wording.session, id);
         }
         with.counters.delivered += 1;
         with.counters.packets_out += 1;
+    }
+
+    /// Whether another message may be kept, for this client and over all.
+    fn has_room(&self, bytes: usize, with: &mut Delivery<'_>) -> bool {
+        if self.held.bytes + bytes > with.options.outbound_max_bytes {
+            return false;
+        }
+        let room = with.queued.load(Ordering::Relaxed) + bytes <= with.options.max_total_queued_bytes;
+        with.counters.dropped_total_queued += u64::from(!room);
+        room
+    }
+
+    /// Notes that a message of a durable session is about to be written. One of QoS 2 leaves when its packet id is durable:
+    /// under another one its client would take it for another message.
+    fn has_sent(
+        &mut self,
+        id: u64,
+        packet_id: u16,
+        qos: QoS,
+        wording: &Wording<'_>,
+        with: &mut Delivery<'_>,
+    ) {
+        if id != 0 {
+            with.staging.session(wording.session, &Change::Sent { message: id, packet_id });
+            if qos == QoS::ExactlyOnce {
+                with.staging.gate(with.slot, wording.link, self);
+            }
+        }
     }
 
     /// Sends queued messages as far as window and buffer allow. True: something was written.
@@ -204,30 +329,36 @@ impl Outbound {
         }
         while self.inflight.len() < wording.window && self.pending() < with.options.outbound_max_bytes {
             let Some(message) = self.queue.pop_front() else { break };
-            self.held_bytes -= message.len();
+            self.held.sub(message.len());
             // Policies may have changed while it waited.
             if !wording.may_receive(message.outgoing().topic, with.counters) {
+                with.done(wording.session, message.id);
                 continue;
             }
-            let (qos, retain) = (message.qos, message.retain);
+            let (qos, retain, id) = (message.qos, message.retain, message.id);
             let mut packet_id = None;
             message.send_at(with.tick, |outgoing| {
                 if wording.fits(&outgoing.publish(qos, retain, 1)) {
-                    let id = self.next_id();
-                    packet_id = Some(id);
-                    wording.write(outgoing.publish(qos, retain, id), &mut self.bytes);
+                    let next = self.next_id();
+                    packet_id = Some(next);
+                    self.has_sent(id, next, qos, wording, with);
+                    wording.write(outgoing.publish(qos, retain, next), &mut self.bytes);
                 } else {
                     with.counters.dropped_deliveries += 1;
                 }
             });
             // None: it expired while it waited, or the client has come back with a smaller maximum packet size.
-            let Some(packet_id) = packet_id else { continue };
+            let Some(packet_id) = packet_id else {
+                with.done(wording.session, id);
+                continue;
+            };
             with.counters.delivered += 1;
             with.counters.packets_out += 1;
             let kept = (wording.keep || message.group != 0).then(|| Box::new(message));
-            self.held_bytes += kept.as_ref().map_or(0, |message| message.len());
+            self.held.add(kept.as_ref().map_or(0, |message| message.len()), with.queued);
             self.inflight.push_back(Inflight {
                 packet_id,
+                id,
                 step: Step::first(qos),
                 sent: true,
                 message: kept,
@@ -261,7 +392,8 @@ impl Outbound {
                     }
                     if !wording.may_receive(message.outgoing().topic, with.counters) {
                         at -= 1;
-                        self.remove(at);
+                        let id = self.remove(at);
+                        with.done(wording.session, id);
                         continue;
                     }
                     message.resend_at(with.tick, |outgoing| {
@@ -282,8 +414,8 @@ impl Outbound {
             }
             if !fits {
                 at -= 1;
-                self.remove(at);
-                with.counters.dropped_deliveries += 1;
+                let id = self.remove(at);
+                with.dropped(wording.session, id);
                 continue;
             }
             sent.sent = true;
@@ -292,37 +424,37 @@ impl Outbound {
         }
     }
 
-    /// PUBACK. An unknown id is of no consequence.
-    pub fn puback(&mut self, packet_id: u16) -> Result<(), WrongAck> {
+    /// PUBACK: gives the message's id in the log. An unknown packet id is of no consequence.
+    pub fn puback(&mut self, packet_id: u16) -> Result<u64, WrongAck> {
         self.finish(packet_id, Step::Puback)
     }
 
-    /// PUBREC: gives the reason code of the PUBREL that follows; none follows an error.
-    pub fn pubrec(&mut self, packet_id: u16, error: bool) -> Result<Option<ReasonCode>, WrongAck> {
+    /// PUBREC: gives the reason code of the PUBREL that follows, none follows an error; and the message's id in the log.
+    pub fn pubrec(&mut self, packet_id: u16, error: bool) -> Result<(Option<ReasonCode>, u64), WrongAck> {
         let Some(at) = self.inflight.iter().position(|sent| sent.packet_id == packet_id) else {
-            return Ok((!error).then_some(ReasonCode::PacketIdentifierNotFound));
+            return Ok(((!error).then_some(ReasonCode::PacketIdentifierNotFound), 0));
         };
         let sent = &mut self.inflight[at];
         if sent.step == Step::Puback {
             return Err(WrongAck);
         }
         if error {
-            self.remove(at);
-            return Ok(None);
+            return Ok((None, self.remove(at)));
         }
         sent.step = Step::Pubcomp;
+        let id = sent.id;
         if let Some(message) = sent.message.take() {
-            self.held_bytes -= message.len();
+            self.held.sub(message.len());
         }
-        Ok(Some(ReasonCode::Success))
+        Ok((Some(ReasonCode::Success), id))
     }
 
-    /// PUBCOMP.
-    pub fn pubcomp(&mut self, packet_id: u16) -> Result<(), WrongAck> {
+    /// PUBCOMP: gives the message's id in the log.
+    pub fn pubcomp(&mut self, packet_id: u16) -> Result<u64, WrongAck> {
         self.finish(packet_id, Step::Pubcomp)
     }
 
-    fn finish(&mut self, packet_id: u16, step: Step) -> Result<(), WrongAck> {
+    fn finish(&mut self, packet_id: u16, step: Step) -> Result<u64, WrongAck> {
         let known = |sent: &Inflight| sent.packet_id == packet_id;
         // Acknowledgements come in order, as a rule.
         let at = if self.inflight.front().is_some_and(known) {
@@ -330,25 +462,48 @@ impl Outbound {
         } else if let Some(at) = self.inflight.iter().position(known) {
             at
         } else {
-            return Ok(());
+            return Ok(0);
         };
         if self.inflight[at].step != step {
             return Err(WrongAck);
         }
-        self.remove(at);
-        Ok(())
+        Ok(self.remove(at))
     }
 
-    fn remove(&mut self, at: usize) {
-        let Some(sent) = self.inflight.remove(at) else { return };
+    /// Gives the message's id in the log.
+    fn remove(&mut self, at: usize) -> u64 {
+        let Some(sent) = self.inflight.remove(at) else { return 0 };
         self.unsent -= usize::from(!sent.sent);
-        self.held_bytes -= sent.message.map_or(0, |message| message.len());
+        self.held.sub(sent.message.map_or(0, |message| message.len()));
+        sent.id
+    }
+
+    /// Takes back a message of an earlier process that waits.
+    pub fn restore_queued(&mut self, message: Message, queued: &Arc<AtomicUsize>) {
+        self.held.add(message.len(), queued);
+        self.queue.push_back(message);
+    }
+
+    /// Takes back a message of an earlier process that was in flight; none: PUBREC has come.
+    pub fn restore_sent(
+        &mut self,
+        packet_id: u16,
+        id: u64,
+        message: Option<Message>,
+        queued: &Arc<AtomicUsize>,
+    ) {
+        let step = message.as_ref().map_or(Step::Pubcomp, |message| Step::first(message.qos));
+        self.held.add(message.as_ref().map_or(0, Message::len), queued);
+        let message = message.map(Box::new);
+        self.inflight.push_back(Inflight { packet_id, id, step, sent: false, message });
+        self.last_id = packet_id;
     }
 
     /// Takes out the messages of shared subscriptions that another member has to get now. One of QoS 2 that was sent is
     /// this client's alone (section 4.8.2).
     pub fn take_shared(&mut self) -> Vec<Message> {
         self.unsent = 0;
+        self.held.sub(self.held.bytes);
         let sent = std::mem::take(&mut self.inflight).into_iter();
         let sent = sent.filter(|sent| sent.step == Step::Puback).filter_map(|sent| Some(*sent.message?));
         sent.chain(std::mem::take(&mut self.queue)).filter(|message| message.group != 0).collect()
@@ -381,7 +536,7 @@ impl Step {
 
 fn owned(outgoing: Outgoing<'_>, manner: Manner, tick: u32) -> Message {
     let mut message = Message::new(outgoing, manner.qos, manner.retain, tick);
-    message.group = manner.group;
+    (message.group, message.id) = (manner.group, manner.id);
     message
 }
 
@@ -401,7 +556,7 @@ mod tests {
     use super::*;
 
     fn sent(packet_id: u16) -> Inflight {
-        Inflight { packet_id, step: Step::Puback, sent: true, message: None }
+        Inflight { packet_id, id: 0, step: Step::Puback, sent: true, message: None }
     }
 
     #[test]
@@ -417,10 +572,10 @@ mod tests {
         let mut out = Outbound { inflight: [sent(1)].into(), ..Outbound::default() };
         assert_eq!(out.pubcomp(1), Err(WrongAck));
         assert_eq!(out.pubrec(1, false), Err(WrongAck));
-        assert_eq!(out.puback(2), Ok(()));
-        assert_eq!(out.pubrec(2, false), Ok(Some(ReasonCode::PacketIdentifierNotFound)));
+        assert_eq!(out.puback(2), Ok(0));
+        assert_eq!(out.pubrec(2, false), Ok((Some(ReasonCode::PacketIdentifierNotFound), 0)));
         assert!(!out.is_idle());
-        assert_eq!(out.puback(1), Ok(()));
+        assert_eq!(out.puback(1), Ok(0));
         assert!(out.is_idle());
     }
 }

@@ -11,6 +11,7 @@ use super::session::without_alias;
 use super::watch;
 use crate::mqtt::properties::PropertyId;
 use crate::mqtt::{Ack, Frame, Packet, PacketType, Properties, Publish, ReasonCode, frame};
+use crate::sessions::Change;
 
 /// Handles the packets in `bytes`, of which the first may have begun in `conn.partial`.
 ///
@@ -185,42 +186,54 @@ fn on_aliased(
 }
 
 fn on_ack(lane: &mut Lane, conn: &mut Connection, slot: u32, ack: &Ack<'_>) -> Result<(), End> {
-    let (id, version) = (ack.packet_id, conn.version);
+    let (id, version, session) = (ack.packet_id, conn.version, conn.durable());
+    // What a durable session is told next rests on this.
+    let mut change = None;
     let wrong = |WrongAck| End::protocol("an acknowledgement is not the one that its message's QoS asks for");
     let answer = match ack.ty {
         PacketType::Puback => {
             if let Some(out) = &mut conn.out {
-                out.puback(id).map_err(wrong)?;
+                let message = out.puback(id).map_err(wrong)?;
+                change = (message != 0).then_some(Change::Done { message });
             }
             None
         }
         PacketType::Pubrec => {
             let error = ack.reason.is_error();
-            let reason = match &mut conn.out {
+            let (reason, message) = match &mut conn.out {
                 Some(out) => out.pubrec(id, error).map_err(wrong)?,
-                None => (!error).then_some(ReasonCode::PacketIdentifierNotFound),
+                None => ((!error).then_some(ReasonCode::PacketIdentifierNotFound), 0),
             };
+            if message != 0 {
+                change = Some(if error { Change::Done { message } } else { Change::Released { message } });
+            }
             reason.map(|reason| (PacketType::Pubrel, reason))
         }
         PacketType::Pubcomp => {
             if let Some(out) = &mut conn.out {
-                out.pubcomp(id).map_err(wrong)?;
+                let message = out.pubcomp(id).map_err(wrong)?;
+                change = (message != 0).then_some(Change::Done { message });
             }
             None
         }
         PacketType::Pubrel => {
             let known = conn.session.as_mut().is_some_and(|session| session.incoming.remove(&id));
             conn.unreleased = conn.unreleased.saturating_sub(u32::from(known));
+            change = known.then_some(Change::Completed(id));
             let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
             Some((PacketType::Pubcomp, reason))
         }
         _ => None,
     };
+    if let Some(change) = change.filter(|_| session != 0) {
+        lane.staging.session(session, &change);
+    }
     if let Some((ty, reason)) = answer {
+        conn.gate(lane, slot);
         put_ack(ty, id, reason, version, &mut conn.out(&mut lane.pool).bytes);
         lane.counters.packets_out += 1;
     }
-    if conn.send_queued(&mut lane.delivery()) || answer.is_some() {
+    if conn.send_queued(&mut lane.delivery(slot)) || answer.is_some() {
         lane.touch(conn, slot);
     }
     Ok(())

@@ -12,7 +12,6 @@ use super::binding::{Bindings, StreamBinding};
 use super::gateway::{Gateway, GatewayError};
 use super::inbox::Mail;
 use super::lane::Lane;
-use super::turn::Staging;
 
 /// Longest wait for all loops. One whose log is full has a turn that it cannot submit.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,7 +59,7 @@ impl Lane {
             return;
         }
         if let Some(Rebind { bindings, done }) = self.next.take() {
-            self.staging = Staging::new(&bindings, self.shared.log.partitions());
+            self.staging.rebind(&bindings);
             self.held = vec![None; bindings.streams.len()];
             self.bindings = bindings;
             let _ = done.try_send(());

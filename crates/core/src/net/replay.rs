@@ -91,8 +91,11 @@ impl Replays {
 
 /// Sends a new subscription the first of its retained messages; the others follow.
 pub(super) fn begin(lane: &mut Lane, shared: &Shared, conn: &mut Connection, slot: u32, mut replay: Replay) {
-    let step =
-        if shared.retained.is_loading() { Step::Full } else { advance(lane, shared, conn, &mut replay) };
+    let step = if shared.retained.is_loading() {
+        Step::Full
+    } else {
+        advance(lane, shared, conn, slot, &mut replay)
+    };
     if !matches!(step, Step::Done) {
         lane.replays.ready |= matches!(step, Step::Page);
         lane.replays.add(slot, conn.generation, replay);
@@ -100,22 +103,22 @@ pub(super) fn begin(lane: &mut Lane, shared: &Shared, conn: &mut Connection, slo
 }
 
 /// Sends a page, as far as the client's buffer and queue have room.
-fn advance(lane: &mut Lane, shared: &Shared, conn: &mut Connection, replay: &mut Replay) -> Step {
-    if !conn.has_room(0, &mut lane.delivery()) {
+fn advance(lane: &mut Lane, shared: &Shared, conn: &mut Connection, slot: u32, replay: &mut Replay) -> Step {
+    if !conn.has_room(0, &mut lane.delivery(slot)) {
         return Step::Full;
     }
     let page = shared.retained.page(&replay.filter, replay.after.as_deref(), replay.upto);
     for message in page.messages {
         let topic = message.outgoing().topic;
-        if !conn.has_room(message.len(), &mut lane.delivery()) {
+        if !conn.has_room(message.len(), &mut lane.delivery(slot)) {
             return Step::Full;
         }
         message.send_at(lane.tick, |outgoing| {
             let mut properties = std::mem::take(&mut lane.properties);
             with_identifiers(outgoing.properties, &[replay.identifier], &mut properties);
             let outgoing = Outgoing { properties: &properties, ..outgoing };
-            let manner = Manner { qos: replay.qos.min(message.qos), retain: true, group: 0 };
-            conn.deliver(outgoing, manner, &mut lane.delivery());
+            let manner = Manner { qos: replay.qos.min(message.qos), retain: true, group: 0, id: 0 };
+            conn.deliver(outgoing, manner, &mut lane.delivery(slot));
             lane.properties = properties;
         });
         replay.after = Some(topic.into());
@@ -145,7 +148,7 @@ impl Worker {
                 continue;
             };
             let Some(replay) = waiting.replays.first_mut() else { continue };
-            match advance(&mut self.lane, &shared, conn, replay) {
+            match advance(&mut self.lane, &shared, conn, slot, replay) {
                 Step::Done => {
                     waiting.replays.remove(0);
                     self.lane.replays.ready |= !waiting.replays.is_empty();

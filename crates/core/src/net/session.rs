@@ -14,6 +14,10 @@ pub(super) const FOREVER: u32 = u32::MAX;
 pub(super) struct Session {
     /// Seconds that it outlives its connection; 0: not at all.
     pub expiry_s: u32,
+    /// Its id in the log; 0: it is in memory alone.
+    pub durable: u64,
+    /// Ticks that it has waited for its client before this process.
+    pub waited: u32,
     pub will: Option<Box<Testament>>,
     /// Packet ids of QoS 2 messages that the client has sent and not released yet.
     pub incoming: BTreeSet<u16>,

@@ -68,7 +68,7 @@ impl Sys {
             let mut subscriptions = Reading::new(&shared.subscriptions);
             for (topic, payload) in &values {
                 let outgoing = Outgoing { topic, properties: &[], payload: payload.as_bytes() };
-                self.fanout.add(&mut subscriptions, outgoing, QoS::AtLeastOnce, false, None);
+                self.fanout.add(&mut subscriptions, outgoing, QoS::AtLeastOnce, false, None, 0);
             }
             drop(subscriptions);
             for (inbox, deliveries) in shared.inboxes.iter().zip(&mut self.fanout.deliveries) {

@@ -11,8 +11,12 @@ use crate::log::Log;
 use crate::mqtt::ReasonCode;
 use crate::rows::{Cell, Rows, Words};
 use crate::schema::{Partition, SchemaRef};
+use crate::sessions::{Change, sessions_schema};
 
 use super::binding::{Bindings, dead_letters_schema, raw_schema};
+use super::clock::now_us;
+use super::fanout::Deliveries;
+use super::journal::MessageIds;
 
 /// What became of a message, as the books count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,16 @@ pub(super) struct Acks {
     pub rows: u64,
     /// Roughly the size of the staged rows.
     pub bytes: usize,
+    /// Those of changes of sessions.
+    pub session_bytes: usize,
+    /// Connections, by slot and link, with bytes that leave when the turn is durable.
+    pub gated: Vec<(u32, u32)>,
+    /// For durable sessions, by thread: what goes to them when the turn is durable.
+    pub later: Vec<Deliveries>,
+    /// Of the downlink: offset behind the messages that wait in sessions when the turn is durable.
+    pub downlink: u64,
+    /// Index of each message that durable sessions wait for, and its id.
+    pub waited_for: Vec<(u32, u64)>,
 }
 
 impl Acks {
@@ -72,6 +86,11 @@ impl Acks {
         self.repeated = 0;
         self.rows = 0;
         self.bytes = 0;
+        self.session_bytes = 0;
+        self.downlink = 0;
+        self.gated.clear();
+        self.later.clear();
+        self.waited_for.clear();
     }
 
     /// Messages as the books count them.
@@ -96,7 +115,7 @@ struct Table {
 
 #[derive(Debug)]
 pub(super) struct Staging {
-    /// By stream times partitions plus partition; the last two are raw messages and dead letters.
+    /// By stream times partitions plus partition; the last are raw messages, dead letters and changes of sessions.
     tables: Vec<Option<Table>>,
     /// Tables that hold rows.
     used: Vec<usize>,
@@ -104,31 +123,49 @@ pub(super) struct Staging {
     streams: usize,
     raw: SchemaRef,
     dead_letters: SchemaRef,
+    sessions: SchemaRef,
     pub acks: Acks,
+    /// The number of the turn that is being staged.
+    pub turn: u64,
+    pub message_ids: MessageIds,
+    change: Vec<u8>,
     /// The connection whose messages are being staged.
     run: Option<(u32, u32, u32, Instant)>,
 }
+
+/// Owner of rows that belong to no message.
+const NO_MESSAGE: u32 = u32::MAX;
 
 /// Tables whose memory is kept; a turn that touches more of them gives the rest back.
 const KEPT_TABLES: usize = 64;
 
 impl Staging {
-    pub fn new(bindings: &Bindings, partitions: u16) -> Staging {
+    pub fn new(bindings: &Bindings, partitions: u16, message_ids: MessageIds) -> Staging {
         let (streams, partitions) = (bindings.streams.len(), usize::from(partitions.max(1)));
         Staging {
-            tables: (0..streams * partitions + 2).map(|_| None).collect(),
+            tables: (0..streams * partitions + 3).map(|_| None).collect(),
             used: Vec::new(),
             partitions,
             streams,
             raw: SchemaRef::new(raw_schema()),
             dead_letters: SchemaRef::new(dead_letters_schema()),
+            sessions: SchemaRef::new(sessions_schema()),
             acks: Acks::default(),
+            turn: 1,
+            message_ids,
+            change: Vec::new(),
             run: None,
         }
     }
 
+    /// Stages for other streams from now on. Only while it is empty; what waits for its turn goes on waiting.
+    pub fn rebind(&mut self, bindings: &Bindings) {
+        self.streams = bindings.streams.len();
+        self.tables = (0..self.streams * self.partitions + 3).map(|_| None).collect();
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.acks.messages.is_empty()
+        self.acks.messages.is_empty() && self.used.is_empty()
     }
 
     pub fn has_rows(&self) -> bool {
@@ -215,6 +252,29 @@ impl Staging {
         self.push(self.streams * self.partitions + 1, &schema, Partition(0), cells);
     }
 
+    /// A change of a session.
+    pub fn session(&mut self, session: u64, change: &Change<'_>) {
+        self.push_change(session, change, NO_MESSAGE);
+    }
+
+    /// A change that goes with the message which is added next, and is nothing without it.
+    pub fn session_with_message(&mut self, session: u64, change: &Change<'_>) {
+        let message = self.acks.messages.len() as u32;
+        self.push_change(session, change, message);
+    }
+
+    fn push_change(&mut self, session: u64, change: &Change<'_>, message: u32) {
+        let mut bytes = std::mem::take(&mut self.change);
+        bytes.clear();
+        change.put(&mut bytes);
+        self.acks.bytes += bytes.len();
+        self.acks.session_bytes += bytes.len() + size_of::<u64>() * 2;
+        let cells = [Cell::Timestamp(now_us()), Cell::Bigint(session as i64), Cell::Bytes(&bytes)];
+        let schema = self.sessions.clone();
+        self.push_of(self.streams * self.partitions + 2, &schema, Partition(0), cells, message);
+        self.change = bytes;
+    }
+
     #[inline]
     fn push<'a>(
         &mut self,
@@ -224,6 +284,18 @@ impl Staging {
         cells: impl IntoIterator<Item = Cell<'a>>,
     ) {
         let message = self.acks.messages.len() as u32;
+        self.push_of(at, schema, partition, cells, message);
+    }
+
+    #[inline]
+    fn push_of<'a>(
+        &mut self,
+        at: usize,
+        schema: &SchemaRef,
+        partition: Partition,
+        cells: impl IntoIterator<Item = Cell<'a>>,
+        message: u32,
+    ) {
         let Some(table) = self.table(at, schema, partition) else { return };
         // The plan was checked against this schema, so the cells fit.
         let pushed = table.rows.push(cells);

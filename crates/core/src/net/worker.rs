@@ -18,17 +18,15 @@ use super::clock::{TICK_MS, now_us};
 use super::connection::{Connection, State};
 use super::ending::Ending;
 use super::events::EventKind;
-use super::fanout::{Deliveries, Reading, with_identifiers};
+use super::fanout::Reading;
 use super::inbox::{Inbox, Mail};
 use super::lane::{End, Flow, Lane, Shared};
 use super::logins::Answer;
-use super::message::Outgoing;
 use super::on_connect::on_answer;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::rate::Rates;
 use super::review::Review;
-use super::trace::trace_out;
 use super::transport::Transport;
 use super::watch::{Turn, is_watched};
 use super::wheel::{Entry, Wheel};
@@ -161,7 +159,12 @@ impl Worker {
     /// Whether the next pass has something to do, whatever happens meanwhile.
     fn has_work(&self) -> bool {
         let left = !self.ready.is_empty() || !self.behind.is_empty() || !self.accepted.is_empty();
-        left || self.lane.replays.ready || self.review.is_under_way()
+        left || self.lane.replays.ready || self.review.is_under_way() || self.owes_turn()
+    }
+
+    /// Whether something was staged after the pass had submitted its turn.
+    fn owes_turn(&self) -> bool {
+        !self.lane.staging.is_empty() && self.lane.flights.len() < MAX_FLIGHTS && !self.lane.stalled
     }
 
     /// Waits until a pass has something to do.
@@ -224,6 +227,9 @@ impl Worker {
                         inbox.delivery_bytes.fetch_sub(deliveries.len(), Ordering::Relaxed);
                     }
                     self.deliver(&deliveries);
+                    if deliveries.downlink > 0 {
+                        self.lane.took_downlink(deliveries.downlink);
+                    }
                 }
                 // The pass goes on with what waits for them.
                 Mail::RetainedLoaded => {}
@@ -488,89 +494,6 @@ impl Worker {
         }
         self.lane.rebind();
         self.lane.begin();
-    }
-
-    fn deliver_own(&mut self) {
-        self.lane.publish_lifecycle();
-        let own = usize::from(self.lane.thread);
-        let Some(deliveries) = self.lane.fanout.deliveries.get_mut(own).filter(|own| !own.is_empty()) else {
-            return;
-        };
-        let mut deliveries = std::mem::take(deliveries);
-        self.deliver(&deliveries);
-        deliveries.clear();
-        if let Some(own) = self.lane.fanout.deliveries.get_mut(own) {
-            *own = deliveries;
-        }
-    }
-
-    fn deliver(&mut self, deliveries: &Deliveries) {
-        for (target, outgoing) in deliveries.each() {
-            let conn = self.conns.get_mut(target.slot as usize);
-            let conn = conn.filter(|conn| conn.generation == target.generation);
-            let Some(conn) = conn.filter(|conn| matches!(conn.state, State::Up | State::Parked)) else {
-                continue;
-            };
-            let manner = target.manner;
-            let dropped = self.lane.counters.dropped_deliveries;
-            match deliveries.identifiers(&target) {
-                [] => conn.deliver(outgoing, manner, &mut self.lane.delivery()),
-                identifiers => {
-                    let mut properties = std::mem::take(&mut self.lane.properties);
-                    with_identifiers(outgoing.properties, identifiers, &mut properties);
-                    let outgoing = Outgoing { properties: &properties, ..outgoing };
-                    conn.deliver(outgoing, manner, &mut self.lane.delivery());
-                    self.lane.properties = properties;
-                }
-            }
-            if conn.state == State::Up {
-                self.lane.touch(conn, target.slot);
-            }
-            if self.lane.counters.dropped_deliveries != dropped {
-                self.note_slow(target.slot);
-            }
-        }
-    }
-
-    fn flush_dirty(&mut self) {
-        let mut dirty = std::mem::take(&mut self.lane.dirty);
-        let traced = self.lane.shared.traces.is_on();
-        for slot in dirty.drain(..) {
-            let Some(conn) = self.conns.get_mut(slot as usize).filter(|conn| conn.dirty) else { continue };
-            conn.dirty = false;
-            let lane = &mut self.lane;
-            conn.answer_pings(&mut lane.pool, &mut lane.counters);
-            if traced {
-                trace_out(lane, conn);
-            }
-            let flushed = conn.flush(&mut lane.pool, &mut lane.counters).and_then(|mut empty| {
-                // Room for messages that waited for it.
-                while empty && conn.send_queued(&mut lane.delivery()) {
-                    empty = conn.flush(&mut lane.pool, &mut lane.counters)?;
-                }
-                Ok(empty)
-            });
-            match flushed {
-                Err(_) => self.end(slot, Ending::Lost),
-                Ok(true) if conn.state == State::Lingering => {
-                    conn.shutdown_write();
-                }
-                Ok(true) if conn.ended && conn.unacknowledged == 0 && !conn.ready => {
-                    self.end(slot, Ending::Lost)
-                }
-                Ok(_) => {
-                    if conn.held_back && conn.pending() <= self.lane.shared.options.outbound_max_bytes {
-                        conn.held_back = false;
-                        conn.ready = true;
-                        self.ready.push(slot);
-                    }
-                }
-            }
-        }
-        // Ending a connection may have put others on the list; they are next.
-        if self.lane.dirty.is_empty() {
-            self.lane.dirty = dirty;
-        }
     }
 
     /// Nothing is staged or flying any more, or time is up.

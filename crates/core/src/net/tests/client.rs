@@ -220,6 +220,7 @@ impl Client {
                 }
                 Ok(taken) => self.buffer.extend_from_slice(&chunk[..taken]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
                 Err(error) => panic!("no packet came: {error}"),
             }
         }

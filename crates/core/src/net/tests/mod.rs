@@ -4,6 +4,7 @@ mod access;
 mod client;
 mod conformance;
 mod connecting;
+mod durable;
 mod exactly_once;
 mod faults;
 mod inspecting;
@@ -163,5 +164,11 @@ impl Fixture {
 }
 
 fn schemas() -> Vec<Schema> {
-    vec![raw_schema(), dead_letters_schema(), downlink_schema(), telemetry().schema.as_ref().clone()]
+    vec![
+        raw_schema(),
+        dead_letters_schema(),
+        downlink_schema(),
+        crate::sessions::sessions_schema(),
+        telemetry().schema.as_ref().clone(),
+    ]
 }
