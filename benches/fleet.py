@@ -58,14 +58,17 @@ def windows_of(query: Plan, lateness_us: int, state_bytes: int) -> Windows:
 class Fleet:
     """Batches of rows of random devices; a device's partition is that of its number.
 
-    keys: devices; their ids are dense, as those of the log are
+    keys:  devices; their ids are dense, as those of the log are
+    named: whether batches have the devices' names, which windows by device do not read
     """
 
     keys: int
+    named: bool = False
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def __post_init__(self) -> None:
         self._offsets = np.zeros(PARTITIONS, np.uint64)
+        self._names = pa.array([f"device-{number:08}" for number in range(self.keys if self.named else 0)])
 
     def batch(
         self, at_us: int, devices: npt.NDArray[np.uint32] | None = None, jitter_us: int = 5 * SECOND_US
@@ -87,6 +90,8 @@ class Fleet:
             "_key": pa.array(devices.astype(np.uint32)),
             "ts": pa.array(times, pa.int64()).cast(pa.timestamp("us", tz="UTC")),
         }
+        if self.named:
+            columns["device"] = self._names.take(pa.array(devices))
         for name in ("temperature", "humidity", "battery"):
             columns[name] = pa.array(self.random.normal(25, 5, count))
         return pa.record_batch(columns)

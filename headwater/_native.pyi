@@ -184,8 +184,9 @@ class Gateway:
         """Opens the listeners and starts.
 
         options: `host`, `port` and the limits of the `mqtt` section; `loads_retained` (`restore` and `retained_loaded`
-                 will be called); `sessions`: directory of those that outlive the process, or None; `listeners`, each
-                 with `name`, `transport`, `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
+                 will be called); `sessions`: directory of those that outlive the process, or None;
+                 `listeners`, each with `name`, `transport`,
+                 `host`, `port`, `certificate`, `key`, `client_ca`, `crl`, `client_certificate`, `origins`,
                  `proxy_protocol`, `max_connections`, `limits`; `limits`: `connect_rate`, `message_rate`, `byte_rate`,
                  `flapping_connects`, `max_takeovers`, 0 for none
         streams: `schema` (id), `name`, `topic`, `format`, `time` (path or None), `time_unit`,

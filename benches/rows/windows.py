@@ -263,7 +263,7 @@ def _matches(bench: Bench, above: int, number: str, what: str) -> Row:
     query = plan(PATTERN.format(above=above), "q", {"telemetry": TELEMETRY})
     found, count = [], 10
     for _ in range(bench.rounds):
-        fleet = Fleet(KEYS)
+        fleet = Fleet(KEYS, named=True)
         batches = [fleet.batch(START_US + at * SECOND_US, jitter_us=SECOND_US) for at in range(count + 2)]
         windows = windows_of(query, 0, GIB)
         _all(lambda batch, to=windows: feed(to, batch), batches[:2])()
