@@ -561,6 +561,7 @@ const INEXACT: &str = "inexact";
 /// Ours against the oracle. Allowed differences, all stated in the module's documents:
 /// - nesting beyond 64 levels (serde_json: 127) is `too-deep`;
 /// - an integer with an exponent that a double does not hold exactly is exact for us;
+/// - a number with a fraction stays one for us where a double has no room for the fraction;
 /// - half a surrogate pair, and a number beyond a double, matter to us only in declared fields;
 /// - of two errors of meaning either may be named.
 fn compare(payload: &[u8]) -> Result<(), TestCaseError> {
@@ -591,6 +592,7 @@ fn compare(payload: &[u8]) -> Result<(), TestCaseError> {
         (Ok(_), Err("syntax")) => prop_assert!(lenient, "we accept {shown}"),
         (Ok(_), Err(reason)) => prop_assert!(false, "we accept {shown}, which is {reason}"),
         (Err(DecodeError::TooDeep { .. }), _) => {}
+        (Err(error), Ok(_)) if error.reason() == "type-conflict" && rounds_to_whole(&shown) => {}
         (Err(error), Ok(_)) => prop_assert!(false, "we refuse {shown}: {error}"),
         (Err(error), Err("syntax")) => prop_assert!(
             matches!(error.reason(), "invalid-json" | "invalid-utf8" | "empty-payload") || lenient,
@@ -602,6 +604,14 @@ fn compare(payload: &[u8]) -> Result<(), TestCaseError> {
         ),
     }
     Ok(())
+}
+
+/// Whether some number has a fraction that the double nearest to it has not.
+fn rounds_to_whole(text: &str) -> bool {
+    let numbers = text.split(|c: char| !c.is_ascii_digit() && c != '.');
+    numbers.filter(|number| number.parse().is_ok_and(|value: f64| value.fract() == 0.0)).any(|number| {
+        number.split_once('.').is_some_and(|(_, fraction)| fraction.bytes().any(|digit| digit != b'0'))
+    })
 }
 
 /// JSON as text, with declared keys, escapes, odd whitespace and numbers of all forms.

@@ -55,7 +55,7 @@ impl Granted {
 
 /// Whether the connection may publish. Also asked for its will.
 #[inline]
-pub(super) fn may_publish(access: &mut Option<Access>, topic: &str, retain: bool) -> bool {
+pub(super) fn may_publish(access: &mut Option<Box<Access>>, topic: &str, retain: bool) -> bool {
     let Some(granted) = granted(access) else { return access.is_none() };
     if granted.grant.allows_all(Action::Publish)
         && (!retain || granted.grant.allows_all(Action::RetainPublish))
@@ -66,7 +66,7 @@ pub(super) fn may_publish(access: &mut Option<Access>, topic: &str, retain: bool
     granted.published.decide(topic, retain, || grant.may_publish(topic, retain))
 }
 
-pub(super) fn may_subscribe(access: &mut Option<Access>, filter: &str) -> bool {
+pub(super) fn may_subscribe(access: &mut Option<Box<Access>>, filter: &str) -> bool {
     match granted(access) {
         Some(granted) => granted.grant.may_subscribe(filter),
         None => access.is_none(),
@@ -74,17 +74,17 @@ pub(super) fn may_subscribe(access: &mut Option<Access>, filter: &str) -> bool {
 }
 
 #[inline]
-pub(super) fn may_receive(access: &mut Option<Access>, topic: &str) -> bool {
+pub(super) fn may_receive(access: &mut Option<Box<Access>>, topic: &str) -> bool {
     let Some(granted) = granted(access) else {
-        return matches!(access, None | Some(Access::Away(_)));
+        return matches!(access.as_deref(), None | Some(Access::Away(_)));
     };
     let grant = &granted.grant;
     grant.allows_all(Action::Receive) || granted.received.decide(topic, false, || grant.may_receive(topic))
 }
 
 /// Why a filter is refused, for the operator.
-pub(super) fn subscribe_denied(access: &Option<Access>, filter: &str) -> String {
-    let who = match access.as_ref() {
+pub(super) fn subscribe_denied(access: &Option<Box<Access>>, filter: &str) -> String {
+    let who = match access.as_deref() {
         Some(Access::Granted(granted)) => {
             let Principal { user, tenant, .. } = &granted.principal;
             if tenant.is_empty() {
@@ -99,7 +99,7 @@ pub(super) fn subscribe_denied(access: &Option<Access>, filter: &str) -> String 
 }
 
 /// Whether both connections are the same user's, or anonymous.
-pub(super) fn same_user(one: &Option<Access>, other: &Option<Access>) -> bool {
+pub(super) fn same_user(one: &Option<Box<Access>>, other: &Option<Box<Access>>) -> bool {
     match (one, other) {
         (None, None) => true,
         _ => owner(one).is_some_and(|mine| owner(other) == Some(mine)),
@@ -107,8 +107,8 @@ pub(super) fn same_user(one: &Option<Access>, other: &Option<Access>) -> bool {
 }
 
 /// User and tenant; none: anonymous, or not known yet.
-pub(super) fn owner(access: &Option<Access>) -> Option<(&str, &str)> {
-    match access {
+pub(super) fn owner(access: &Option<Box<Access>>) -> Option<(&str, &str)> {
+    match access.as_deref() {
         Some(Access::Granted(granted)) => Some((&granted.principal.user, &granted.principal.tenant)),
         Some(Access::Away(owner)) => Some((&owner.user, &owner.tenant)),
         Some(Access::Asked(_)) | None => None,
@@ -116,8 +116,8 @@ pub(super) fn owner(access: &Option<Access>) -> Option<(&str, &str)> {
 }
 
 #[inline]
-fn granted(access: &mut Option<Access>) -> Option<&mut Granted> {
-    match access.as_mut() {
+fn granted(access: &mut Option<Box<Access>>) -> Option<&mut Granted> {
+    match access.as_deref_mut() {
         Some(Access::Granted(granted)) => Some(granted),
         _ => None,
     }
@@ -146,11 +146,11 @@ mod tests {
     use super::*;
     use crate::policy::Policy;
 
-    fn access(statement: &str) -> Option<Access> {
+    fn access(statement: &str) -> Option<Box<Access>> {
         let json = format!(r#"{{"Version": "2012-10-17", "Statement": [{statement}]}}"#);
         let policies = Arc::new(Policies::new(vec![Policy::parse("p", &json).unwrap()]));
         let grant = policies.set(&["p".to_owned()]).unwrap().grant(|_| Some("acme")).unwrap();
-        Some(Access::Granted(Box::new(Granted::new(grant, Principal::default(), 1, policies))))
+        Some(Box::new(Access::Granted(Box::new(Granted::new(grant, Principal::default(), 1, policies)))))
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
         let mut anonymous = None;
         assert!(may_publish(&mut anonymous, "a", true));
         assert!(may_subscribe(&mut anonymous, "#") && may_receive(&mut anonymous, "a"));
-        let mut waits = Some(Access::Asked(1));
+        let mut waits = Some(Box::new(Access::Asked(1)));
         assert!(!may_publish(&mut waits, "a", false));
         assert!(!may_subscribe(&mut waits, "a") && !may_receive(&mut waits, "a"));
     }

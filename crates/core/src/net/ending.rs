@@ -107,7 +107,7 @@ impl Worker {
             out.cut_gated();
         }
         if let (Some(Access::Asked(number)), Some(logins)) =
-            (conn.access.as_ref(), &lane.shared.options.logins)
+            (conn.access.as_deref(), &lane.shared.options.logins)
         {
             logins.forget(*number);
         }

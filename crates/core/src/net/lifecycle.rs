@@ -160,7 +160,7 @@ impl Lane {
 /// The certificate's id, else the user, else that nobody knows.
 fn principal(conn: &Connection) -> String {
     let identity = conn.socket.as_ref().and_then(|socket| socket.identity());
-    match (identity, conn.access.as_ref()) {
+    match (identity, conn.access.as_deref()) {
         (Some(identity), _) => identity.fingerprint.clone(),
         (None, Some(Access::Granted(granted))) => granted.principal.user.clone(),
         _ => "anonymous".to_owned(),

@@ -137,7 +137,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
 
 /// The tick at which the client's token or its certificate counts no more, whichever is first.
 fn access_ends(conn: &Connection, tick: u32) -> u32 {
-    let token = match conn.access.as_ref() {
+    let token = match conn.access.as_deref() {
         Some(Access::Granted(granted)) => granted.principal.until_ms,
         _ => None,
     };
@@ -182,7 +182,7 @@ fn ask(lane: &mut Lane, conn: &mut Connection, slot: u32, body: &[u8]) -> Flow {
         let why = "too many clients wait to be identified (auth.max_waiting, auth.max_waiting_bytes)";
         return refuse(lane, conn, slot, ReasonCode::ServerBusy, why);
     };
-    conn.access = Some(Access::Asked(number));
+    conn.access = Some(Box::new(Access::Asked(number)));
     conn.state = State::Asked;
     conn.heard = lane.tick;
     Flow::Asked
@@ -192,7 +192,7 @@ fn ask(lane: &mut Lane, conn: &mut Connection, slot: u32, body: &[u8]) -> Flow {
 pub(super) fn on_answer(lane: &mut Lane, conn: &mut Connection, slot: u32, answer: Answer) -> Flow {
     match answer.result {
         Ok(granted) => {
-            conn.access = Some(Access::Granted(granted));
+            conn.access = Some(Box::new(Access::Granted(granted)));
             on_connect(lane, conn, slot, &answer.body)
         }
         Err((reason, why)) => {

@@ -143,7 +143,7 @@ pub(super) struct Wording<'a> {
     /// The client's maximum packet size.
     pub max_packet_bytes: usize,
     /// What it may receive now, which what waited for it is held against.
-    pub access: &'a mut Option<Access>,
+    pub access: &'a mut Option<Box<Access>>,
     pub aliases: Option<&'a mut GivenAliases>,
     /// At most so many messages in flight.
     pub window: usize,

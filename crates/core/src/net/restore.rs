@@ -81,7 +81,7 @@ impl<'a> Restore<'a> {
         let mut conn = Connection::parked(number, tick);
         conn.state = State::Parked;
         conn.version = if stored.version == Version::V5 as u8 { Version::V5 } else { Version::V311 };
-        conn.access = stored.owner.map(|owner| Access::Away(Box::new(owner)));
+        conn.access = stored.owner.map(|owner| Box::new(Access::Away(Box::new(owner))));
         let will = stored.will.filter(|_| stored.closed_us.is_some() || !self.stopped);
         let waited_s = stored.closed_us.map_or(0, |closed_us| seconds(self.now_us - closed_us));
         conn.session = Some(Box::new(Session {

@@ -100,7 +100,8 @@ fn examine(
             return (cost, Err(format!("the client's certificate is good no more: {}", fault.why)));
         }
     }
-    let (Some(Access::Granted(granted)), Some(logins)) = (conn.access.as_mut(), &lane.shared.options.logins)
+    let (Some(Access::Granted(granted)), Some(logins)) =
+        (conn.access.as_deref_mut(), &lane.shared.options.logins)
     else {
         return (cost, Ok(()));
     };

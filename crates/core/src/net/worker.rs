@@ -235,7 +235,7 @@ impl Worker {
                 Mail::RetainedLoaded => {}
                 Mail::Join(conn) => {
                     self.lane.counters.sockets += 1;
-                    if let Some(Access::Granted(granted)) = conn.access.as_ref() {
+                    if let Some(Access::Granted(granted)) = conn.access.as_deref() {
                         self.review_late(granted);
                     }
                     self.join(*conn);

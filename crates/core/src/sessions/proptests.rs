@@ -128,7 +128,8 @@ impl Model {
                 Some((id, Change::Open(opened)))
             }
             Event::Close(client, will) => {
-                let stored = self.of(*client)?;
+                // A connection ends once, and all have ended where a server starts.
+                let stored = self.of(*client).filter(|stored| stored.closed_us.is_none())?;
                 (stored.closed_us, stored.expiry_s) = (Some(now), 5);
                 if !will {
                     stored.will = None;

@@ -182,10 +182,14 @@ fn texts_of_sessions_that_merge_are_those_of_the_whole() {
     let closed: Vec<String> =
         std::iter::from_fn(|| windows.close(100, 9)).flat_map(|batch| lines(&batch)).collect();
     assert_eq!(closed, ["0 0 4 first last 4 4 0"]);
-    let empty = windows.bytes();
-    windows.add(&keys, &ts, &[input], None, &[i64::MIN; 4]).unwrap();
-    windows.close(100, 9);
-    assert_eq!(windows.bytes(), empty, "a text was left behind");
+    let mut again = || {
+        windows.add(&keys, &ts, &[input], None, &[i64::MIN; 4]).unwrap();
+        windows.close(100, 9);
+        windows.bytes()
+    };
+    // The first time makes places for sessions, which stay.
+    let empty = again();
+    assert_eq!(again(), empty, "a text was left behind");
 }
 
 #[test]
