@@ -31,7 +31,7 @@ SEED = 20_240_611
 
 #: The first packets and connections fill pools, tables and the allocator's arenas to what a server in use holds. By
 #: connections it was 229 MB after 600, 238 after 3,000, 241 after 20,000.
-WARM_PACKETS, WARM_CONNECTIONS = 20_000, 2_500
+WARM_PACKETS, WARM_CONNECTIONS = 20_000, 500
 
 
 class Crowd:
