@@ -77,7 +77,8 @@ impl Worker {
                 acknowledged += 1;
                 if message.fate != Fate::Repeated {
                     received += 1;
-                    conn.unreleased += u32::from(message.exactly_once && code == ReasonCode::Success);
+                    let held = u16::from(message.exactly_once && code == ReasonCode::Success);
+                    conn.unreleased = conn.unreleased.saturating_add(held);
                 }
                 let ty = if message.exactly_once { PacketType::Pubrec } else { PacketType::Puback };
                 if code == ReasonCode::Success && !message.exactly_once {

@@ -61,10 +61,7 @@ pub(super) struct Connection {
     pub ended: bool,
     /// The client wants reason strings on every packet.
     pub problem_information: bool,
-    /// As its CONNECT said.
-    pub clean_start: bool,
-    /// CONNECT asked for a session expiry above 0, so DISCONNECT may change it.
-    pub wanted_session: bool,
+    pub wishes: Wishes,
     /// PINGREQ packets of this pass; they are answered at its end, behind the messages that came before them.
     pub pings: u16,
     /// Client's receive maximum.
@@ -76,7 +73,7 @@ pub(super) struct Connection {
     /// PUBLISH packets of QoS 1 and 2 read and not yet answered.
     pub unacknowledged: u32,
     /// Of this network connection: QoS 2 messages that were answered and not released.
-    pub unreleased: u32,
+    pub unreleased: u16,
     /// Ticks of silence that end the connection; 0: none.
     pub silence: u32,
     /// Tick of the last byte from the client, or of the state's begin where that sets the timeout.
@@ -99,6 +96,25 @@ pub(super) struct Connection {
     pub out: Option<Box<Outbound>>,
     /// Where the listener bounds the rates of its clients.
     pub rates: Option<Box<Rates>>,
+}
+
+/// What a CONNECT asked for, in a byte: connections are many.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wishes(u8);
+
+impl Wishes {
+    /// session: an expiry above 0, so DISCONNECT may change it
+    pub fn new(clean_start: bool, session: bool) -> Wishes {
+        Wishes(u8::from(clean_start) | u8::from(session) << 1)
+    }
+
+    pub fn clean_start(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    pub fn session(self) -> bool {
+        self.0 & 2 != 0
+    }
 }
 
 /// A subscription's place in the trie, and its shared subscription (0: none).
@@ -126,8 +142,7 @@ impl Connection {
             dirty: false,
             ended: false,
             problem_information: true,
-            clean_start: false,
-            wanted_session: false,
+            wishes: Wishes::default(),
             pings: 0,
             receive_maximum: u16::MAX,
             granted: u16::MAX,
@@ -404,7 +419,6 @@ mod tests {
 
     #[test]
     fn an_idle_connection_is_small() {
-        // Of the 600 B for a connection with its session and a subscription. The last eight are for `until`.
-        assert!(size_of::<Connection>() <= 200, "{}", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 192, "{}", size_of::<Connection>());
     }
 }

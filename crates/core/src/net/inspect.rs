@@ -241,7 +241,7 @@ impl Worker {
         ClientDetail {
             summary: summary(conn),
             keep_alive_s: conn.silence / SILENCE_TICKS,
-            clean_start: conn.clean_start,
+            clean_start: conn.wishes.clean_start(),
             session_expiry_s: session.map_or(0, |session| session.expiry_s),
             durable: conn.durable() != 0,
             will_topic: session

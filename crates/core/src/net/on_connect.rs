@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::access::{self, Access};
 use super::clock::{TICK_MS, now_us, ticks};
-use super::connection::{Connection, State};
+use super::connection::{Connection, State, Wishes};
 use super::events::EventKind;
 use super::flapping::Verdict;
 use super::lane::{Flow, Lane, reason_properties};
@@ -44,7 +44,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
     conn.receive_maximum = number(PropertyId::ReceiveMaximum).map_or(u16::MAX, |value| value as u16);
     conn.granted = lane.pressure.receive_maximum(lane.shared.options.receive_maximum);
     conn.max_packet_bytes = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
-    conn.clean_start = connect.clean_start;
+    conn.wishes = Wishes::new(connect.clean_start, false);
     conn.problem_information = number(PropertyId::RequestProblemInformation) != Some(0);
     let before = std::mem::replace(&mut conn.client_id, connect.client_id.into());
 
@@ -97,7 +97,7 @@ pub(super) fn on_connect(lane: &mut Lane, conn: &mut Connection, slot: u32, body
         lane.shared.events.add(EventKind::SessionNotKept, &conn.client_id, ReasonCode::QuotaExceeded, why);
         expiry_s = 0;
     }
-    conn.wanted_session = asked > 0;
+    conn.wishes = Wishes::new(connect.clean_start, asked > 0);
     if expiry_s > 0 {
         conn.session().expiry_s = expiry_s;
     }

@@ -278,7 +278,8 @@ fn check(shared: &Shared, conn: &Connection, publish: &Publish<'_>) -> Result<()
         return Err(End::new(ReasonCode::QoSNotSupported, "PUBLISH above the maximum QoS told in CONNACK"));
     }
     if conn.version == Version::V5 {
-        if publish.qos != QoS::AtMostOnce && conn.unacknowledged + conn.unreleased >= u32::from(conn.granted)
+        if publish.qos != QoS::AtMostOnce
+            && conn.unacknowledged + u32::from(conn.unreleased) >= u32::from(conn.granted)
         {
             let why = "more messages unacknowledged than the receive maximum told in CONNACK";
             return Err(End::new(ReasonCode::ReceiveMaximumExceeded, why));

@@ -124,7 +124,7 @@ fn one(
         }
         Packet::Disconnect(disconnect) => {
             if let Some(expiry_s) = disconnect.properties.number(PropertyId::SessionExpiryInterval) {
-                if expiry_s > 0 && !conn.wanted_session {
+                if expiry_s > 0 && !conn.wishes.session() {
                     return Err(End::protocol("DISCONNECT raises a session expiry interval that was 0"));
                 }
                 if let Some(session) = &mut conn.session {
@@ -218,7 +218,7 @@ fn on_ack(lane: &mut Lane, conn: &mut Connection, slot: u32, ack: &Ack<'_>) -> R
         }
         PacketType::Pubrel => {
             let known = conn.session.as_mut().is_some_and(|session| session.incoming.remove(&id));
-            conn.unreleased = conn.unreleased.saturating_sub(u32::from(known));
+            conn.unreleased = conn.unreleased.saturating_sub(u16::from(known));
             change = known.then_some(Change::Completed(id));
             let reason = if known { ReasonCode::Success } else { ReasonCode::PacketIdentifierNotFound };
             Some((PacketType::Pubcomp, reason))
