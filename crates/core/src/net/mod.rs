@@ -29,6 +29,7 @@ mod gateway;
 mod glob;
 mod handshake;
 mod inbox;
+mod inflight;
 mod inspect;
 mod joining;
 mod journal;

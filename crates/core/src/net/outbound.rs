@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::access::{self, Access};
 use super::counters::Counters;
+use super::inflight::{Inflight, Step, WrongAck};
 use super::message::{Message, Outgoing};
 use super::options::GatewayOptions;
 use super::session::{Alias, GivenAliases};
@@ -13,9 +14,6 @@ use super::turn::Staging;
 use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
 use crate::mqtt::{Ack, PacketType, Publish, QoS, ReasonCode, Version};
 use crate::sessions::Change;
-
-/// Messages of QoS 1 and 2 on their way to one client, whatever receive maximum it allows. Ours.
-pub(super) const MAX_INFLIGHT: usize = 1024;
 
 /// Emptied boxes kept for the next connection that writes.
 pub(super) type Pool = Vec<Box<Outbound>>;
@@ -57,13 +55,10 @@ pub(super) struct Outbound {
     gates: Vec<(u64, usize)>,
     /// Shown to those who watch, up to here; beyond the end: not from a packet's begin on.
     pub traced: usize,
-    inflight: VecDeque<Inflight>,
-    last_id: u16,
+    inflight: Inflight,
     queue: VecDeque<Message>,
     /// The messages that are kept here: queued, or in flight and kept.
     held: Held,
-    /// Those in flight that have not been sent over this connection yet.
-    unsent: usize,
 }
 
 /// Messages sent and not acknowledged, messages queued, and the bytes of those that are kept.
@@ -100,31 +95,6 @@ impl Drop for Held {
         self.sub(self.bytes);
     }
 }
-
-/// A message that was sent and is not acknowledged.
-#[derive(Debug)]
-struct Inflight {
-    packet_id: u16,
-    /// Its id in the log; 0: none.
-    id: u64,
-    step: Step,
-    /// Over this connection.
-    sent: bool,
-    /// Kept where it may have to be sent again.
-    message: Option<Box<Message>>,
-}
-
-/// What the client owes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Puback,
-    Pubrec,
-    Pubcomp,
-}
-
-/// An acknowledgement of another kind than the QoS of its message asks for (section 3.3.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WrongAck;
 
 /// How a message comes to a client.
 #[derive(Clone, Copy, Debug)]
@@ -269,16 +239,19 @@ impl Outbound {
                 return;
             }
             wording.write(outgoing.publish(qos, retain, 0), &mut self.bytes);
-        } else if fits && self.queue.is_empty() && self.unsent == 0 && self.inflight.len() < wording.window {
+        } else if fits
+            && self.queue.is_empty()
+            && self.inflight.unsent == 0
+            && self.inflight.len() < wording.window
+        {
             let keep = wording.keep || group != 0;
             if keep && !self.has_room(outgoing.len(), with) {
                 return with.dropped(wording.session, id);
             }
             let kept = keep.then(|| Box::new(owned(outgoing, manner, with.tick)));
             self.held.add(kept.as_ref().map_or(0, |message| message.len()), with.queued);
-            let packet_id = self.next_id();
-            let step = Step::first(qos);
-            self.inflight.push_back(Inflight { packet_id, id, step, sent: true, message: kept });
+            let packet_id = self.inflight.next_id();
+            self.inflight.push(packet_id, id, qos, kept);
             self.has_sent(id, packet_id, qos, wording, with);
             wording.write(outgoing.publish(qos, retain, packet_id), &mut self.bytes);
         } else if self.queue.len() < with.options.max_queued_messages && self.has_room(outgoing.len(), with) {
@@ -324,7 +297,7 @@ impl Outbound {
     /// Sends queued messages as far as window and buffer allow. True: something was written.
     pub fn send_queued(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) -> bool {
         let before = self.bytes.len();
-        if self.unsent > 0 {
+        if self.inflight.unsent > 0 {
             self.send_again(wording, with);
         }
         while self.inflight.len() < wording.window && self.pending() < with.options.outbound_max_bytes {
@@ -339,7 +312,7 @@ impl Outbound {
             let mut packet_id = None;
             message.send_at(with.tick, |outgoing| {
                 if wording.fits(&outgoing.publish(qos, retain, 1)) {
-                    let next = self.next_id();
+                    let next = self.inflight.next_id();
                     packet_id = Some(next);
                     self.has_sent(id, next, qos, wording, with);
                     wording.write(outgoing.publish(qos, retain, next), &mut self.bytes);
@@ -356,30 +329,23 @@ impl Outbound {
             with.counters.packets_out += 1;
             let kept = (wording.keep || message.group != 0).then(|| Box::new(message));
             self.held.add(kept.as_ref().map_or(0, |message| message.len()), with.queued);
-            self.inflight.push_back(Inflight {
-                packet_id,
-                id,
-                step: Step::first(qos),
-                sent: true,
-                message: kept,
-            });
+            self.inflight.push(packet_id, id, qos, kept);
         }
         self.bytes.len() > before
     }
 
     /// On a new network connection: what was in flight, in its order (section 4.4).
     pub fn resend(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) {
-        // What was not kept had a session that ended with its connection.
-        self.inflight.retain(|sent| sent.message.is_some() || sent.step == Step::Pubcomp);
-        self.inflight.iter_mut().for_each(|sent| sent.sent = false);
-        self.unsent = self.inflight.len();
+        self.inflight.reconnected();
         self.send_again(wording, with);
     }
 
     /// Of what was in flight before this connection: each PUBREL, and as many messages as its window allows.
     fn send_again(&mut self, wording: &mut Wording<'_>, with: &mut Delivery<'_>) {
         let mut at = 0;
-        while let Some(sent) = self.inflight.get_mut(at).filter(|_| self.unsent > 0) {
+        while self.inflight.unsent > 0
+            && let Some(sent) = self.inflight.sent.get_mut(at)
+        {
             at += 1;
             if sent.sent {
                 continue;
@@ -392,7 +358,7 @@ impl Outbound {
                     }
                     if !wording.may_receive(message.outgoing().topic, with.counters) {
                         at -= 1;
-                        let id = self.remove(at);
+                        let id = self.removed(at);
                         with.done(wording.session, id);
                         continue;
                     }
@@ -414,32 +380,33 @@ impl Outbound {
             }
             if !fits {
                 at -= 1;
-                let id = self.remove(at);
+                let id = self.removed(at);
                 with.dropped(wording.session, id);
                 continue;
             }
             sent.sent = true;
-            self.unsent -= 1;
+            self.inflight.unsent -= 1;
             with.counters.packets_out += 1;
         }
     }
 
     /// PUBACK: gives the message's id in the log. An unknown packet id is of no consequence.
     pub fn puback(&mut self, packet_id: u16) -> Result<u64, WrongAck> {
-        self.finish(packet_id, Step::Puback)
+        let at = self.inflight.find(packet_id, Step::Puback)?;
+        Ok(at.map_or(0, |at| self.removed(at)))
     }
 
     /// PUBREC: gives the reason code of the PUBREL that follows, none follows an error; and the message's id in the log.
     pub fn pubrec(&mut self, packet_id: u16, error: bool) -> Result<(Option<ReasonCode>, u64), WrongAck> {
-        let Some(at) = self.inflight.iter().position(|sent| sent.packet_id == packet_id) else {
+        let Some(at) = self.inflight.position(packet_id) else {
             return Ok(((!error).then_some(ReasonCode::PacketIdentifierNotFound), 0));
         };
-        let sent = &mut self.inflight[at];
+        let sent = &mut self.inflight.sent[at];
         if sent.step == Step::Puback {
             return Err(WrongAck);
         }
         if error {
-            return Ok((None, self.remove(at)));
+            return Ok((None, self.removed(at)));
         }
         sent.step = Step::Pubcomp;
         let id = sent.id;
@@ -451,29 +418,13 @@ impl Outbound {
 
     /// PUBCOMP: gives the message's id in the log.
     pub fn pubcomp(&mut self, packet_id: u16) -> Result<u64, WrongAck> {
-        self.finish(packet_id, Step::Pubcomp)
+        let at = self.inflight.find(packet_id, Step::Pubcomp)?;
+        Ok(at.map_or(0, |at| self.removed(at)))
     }
 
-    fn finish(&mut self, packet_id: u16, step: Step) -> Result<u64, WrongAck> {
-        let known = |sent: &Inflight| sent.packet_id == packet_id;
-        // Acknowledgements come in order, as a rule.
-        let at = if self.inflight.front().is_some_and(known) {
-            0
-        } else if let Some(at) = self.inflight.iter().position(known) {
-            at
-        } else {
-            return Ok(0);
-        };
-        if self.inflight[at].step != step {
-            return Err(WrongAck);
-        }
-        Ok(self.remove(at))
-    }
-
-    /// Gives the message's id in the log.
-    fn remove(&mut self, at: usize) -> u64 {
+    /// A message is not in flight any more: gives its id in the log.
+    fn removed(&mut self, at: usize) -> u64 {
         let Some(sent) = self.inflight.remove(at) else { return 0 };
-        self.unsent -= usize::from(!sent.sent);
         self.held.sub(sent.message.map_or(0, |message| message.len()));
         sent.id
     }
@@ -492,45 +443,22 @@ impl Outbound {
         message: Option<Message>,
         queued: &Arc<AtomicUsize>,
     ) {
-        let step = message.as_ref().map_or(Step::Pubcomp, |message| Step::first(message.qos));
         self.held.add(message.as_ref().map_or(0, Message::len), queued);
-        let message = message.map(Box::new);
-        self.inflight.push_back(Inflight { packet_id, id, step, sent: false, message });
-        self.last_id = packet_id;
+        self.inflight.restore(packet_id, id, message);
+    }
+
+    /// All that waited in an earlier process has been taken back.
+    pub fn restored(&mut self) {
+        self.inflight.restored();
     }
 
     /// Takes out the messages of shared subscriptions that another member has to get now. One of QoS 2 that was sent is
     /// this client's alone (section 4.8.2).
     pub fn take_shared(&mut self) -> Vec<Message> {
-        self.unsent = 0;
         self.held.sub(self.held.bytes);
-        let sent = std::mem::take(&mut self.inflight).into_iter();
+        let sent = std::mem::take(&mut self.inflight).sent.into_iter();
         let sent = sent.filter(|sent| sent.step == Step::Puback).filter_map(|sent| Some(*sent.message?));
         sent.chain(std::mem::take(&mut self.queue)).filter(|message| message.group != 0).collect()
-    }
-
-    /// The next packet id that is neither 0 nor in flight; the window is far smaller than the range of ids.
-    fn next_id(&mut self) -> u16 {
-        loop {
-            self.last_id = self.last_id.wrapping_add(1);
-            let id = self.last_id;
-            if id != 0 && !self.uses(id) {
-                return id;
-            }
-        }
-    }
-
-    fn uses(&self, id: u16) -> bool {
-        let (Some(first), Some(last)) = (self.inflight.front(), self.inflight.back()) else { return false };
-        // Ids rise along the queue, so one outside of its ends is free.
-        let span = last.packet_id.wrapping_sub(first.packet_id);
-        id.wrapping_sub(first.packet_id) <= span && self.inflight.iter().any(|sent| sent.packet_id == id)
-    }
-}
-
-impl Step {
-    fn first(qos: QoS) -> Step {
-        if qos == QoS::ExactlyOnce { Step::Pubrec } else { Step::Puback }
     }
 }
 
@@ -555,21 +483,10 @@ pub(super) fn put_ack(
 mod tests {
     use super::*;
 
-    fn sent(packet_id: u16) -> Inflight {
-        Inflight { packet_id, id: 0, step: Step::Puback, sent: true, message: None }
-    }
-
-    #[test]
-    fn packet_ids_wrap_and_skip_those_in_use() {
-        let mut out =
-            Outbound { inflight: [sent(65_535), sent(1)].into(), last_id: 65_533, ..Outbound::default() };
-        assert_eq!(out.next_id(), 65_534);
-        assert_eq!(out.next_id(), 2);
-    }
-
     #[test]
     fn an_acknowledgement_of_another_kind_frees_nothing() {
-        let mut out = Outbound { inflight: [sent(1)].into(), ..Outbound::default() };
+        let mut out = Outbound::default();
+        out.inflight.push(1, 0, QoS::AtLeastOnce, None);
         assert_eq!(out.pubcomp(1), Err(WrongAck));
         assert_eq!(out.pubrec(1, false), Err(WrongAck));
         assert_eq!(out.puback(2), Ok(0));

@@ -2,11 +2,12 @@
 
 use super::connection::{Connection, State};
 use super::fanout::Reading;
+use super::inflight::WrongAck;
 use super::lane::{End, Flow, Lane, Shared};
 use super::on_connect::on_connect;
 use super::on_publish::on_publish;
 use super::on_subscribe::{on_subscribe, on_unsubscribe};
-use super::outbound::{WrongAck, put_ack};
+use super::outbound::put_ack;
 use super::session::without_alias;
 use super::watch;
 use crate::mqtt::properties::PropertyId;

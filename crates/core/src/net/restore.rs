@@ -137,6 +137,7 @@ impl<'a> Restore<'a> {
                 false => out.restore_sent(*packet_id, *id, Some(message), &total),
             }
         }
+        out.restored();
     }
 
     /// Puts the subscriptions into the trie.
