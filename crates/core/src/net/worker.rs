@@ -121,10 +121,11 @@ impl Worker {
                 self.unpaused = self.lane.tick;
                 self.unpause();
             }
+            // First: mail and new sockets give slots to other connections than those the events are about.
+            events.iter().for_each(|event| self.on_event(event));
             self.read_mail();
             self.release();
             self.open_some();
-            events.iter().for_each(|event| self.on_event(event));
             self.read_ready();
             self.turn();
             self.deliver_own();

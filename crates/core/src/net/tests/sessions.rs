@@ -1,6 +1,6 @@
 //! Sessions that outlive their connection (section 4.1), and the one connection of a client id (section 3.1.4).
 
-use super::client::{Client, connect, publish};
+use super::client::{Client, Received, connect, publish};
 use super::*;
 use crate::mqtt::properties::{Place, Property, PropertyId, Value, encode};
 use crate::mqtt::{Connect, Disconnect, Packet, PacketType, Properties, Publish, QoS, ReasonCode, Version};
@@ -68,6 +68,29 @@ fn a_session_keeps_subscriptions_and_what_came_meanwhile() {
         assert!(client.ping().is_empty());
         client.send(&[0xe0, 0]);
         client.ended();
+    }
+}
+
+#[test]
+fn the_end_of_the_old_connection_is_not_that_of_the_new_one() {
+    let fixture = Fixture::new();
+    let hour = expiry(3600);
+    let (mut client, _) = resumed(&fixture, &lasting("a", &hour));
+    client.subscribed("t", QoS::AtLeastOnce);
+    for _ in 0..100 {
+        client.send_publish(&publish("t", b"x", 1));
+        let received: Vec<Received> = (0..2).map(|_| client.receive()).collect();
+        let packet_id = received.iter().find_map(|received| match received.packet() {
+            Packet::Publish(publish) => Some(publish.packet_id),
+            _ => None,
+        });
+        client.send_puback(packet_id.unwrap());
+        drop(client);
+        // Its thread rests while the log writes, and learns of the old end and of the new CONNECT in one pass.
+        let (next, present) = resumed(&fixture, &lasting("a", &hour));
+        assert!(present);
+        client = next;
+        client.ping();
     }
 }
 
