@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from headwater.config import MqttSettings
+from headwater.mqtt_settings import MqttSettings
 from headwater.security import is_loopback
 
 #: Of listeners beyond loopback where nothing is set, as the settings' descriptions say.

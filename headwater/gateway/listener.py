@@ -11,12 +11,12 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from headwater import _native
-from headwater.config import MqttSettings
 from headwater.declarations import StreamSettings
 from headwater.gateway.limits import limits
 from headwater.gateway.retained import StoredMessage
 from headwater.listeners import ListenerSettings
 from headwater.log.embedded import EmbeddedLog, InferredField
+from headwater.mqtt_settings import MqttSettings
 from headwater.records import Schema
 
 #: Settings that become limits of each listener.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headwater.config import MqttSettings
 from headwater.gateway.limits import limits
+from headwater.mqtt_settings import MqttSettings
 
 OFF = {"connect_rate": 0, "message_rate": 0, "byte_rate": 0, "flapping_connects": 0, "max_takeovers": 0}
 
