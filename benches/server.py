@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +36,12 @@ LOG_ALONE = f"[pipeline]\nenabled = false\n{TELEMETRY}"
 _START_S = 120.0
 _METRIC = re.compile(r"^([a-z_]+)(?:\{([^}]*)\})? (\S+)", flags=re.M)
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def quantile_ms(buckets: Mapping[float, int], part: float) -> float:
+    """Upper bound of the bucket in which that part of the observations ends, milliseconds."""
+    total = max(buckets.values())
+    return 1e3 * min(bound for bound, count in buckets.items() if count >= part * total)
 
 
 class Server:
@@ -149,14 +155,13 @@ class Server:
             f"{name}{{{labels}}}" if labels else name: float(v) for name, labels, v in _METRIC.findall(text)
         }
 
-    def quantile_ms(self, histogram: str, part: float) -> float:
-        """Upper bound of the bucket of a histogram in which that part of the observations ends, milliseconds."""
-        counts = {}
-        for name, count in self.metrics().items():
-            if name.startswith(f'{histogram}_bucket{{le="'):
-                counts[float(name.split('"')[1])] = count
-        total = max(counts.values())
-        return 1e3 * min(bound for bound, count in counts.items() if count >= part * total)
+    def buckets(self, histogram: str) -> Counter[float]:
+        """Observations at or below each bound of a histogram, seconds."""
+        prefix = f'{histogram}_bucket{{le="'
+        found = self.metrics().items()
+        return Counter(
+            {float(name.split('"')[1]): int(count) for name, count in found if name.startswith(prefix)}
+        )
 
     def query(self, sql: str) -> list[list[Any]]:
         """Rows of one SELECT."""
