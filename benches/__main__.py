@@ -6,7 +6,8 @@ DIR holds loadgen.c (the load generator) and discard.c (acknowledges and throws 
 without it the rows that need them say so. Figures are medians of the rounds; servers that are compared run in turn in
 each round, so that a neighbour's load falls on all of them. CPU per message and ratios are what to trust.
 
-Exit code: 1 when an acknowledged message is missing from the rows; 0 else, whatever the figures are.
+Exit code: 1 when an acknowledged message is missing from the rows or a row could not be measured to its end; 0 else,
+whatever the figures are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +42,7 @@ from benches.rows import (
     whole_pipeline,
     windows,
 )
-from benches.table import Row, say, show
+from benches.table import Row, not_measured, say, show
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -71,6 +73,7 @@ def main() -> int:
         raise SystemExit(f"bench: there is no row {', '.join(unknown)}; rows are {', '.join(ROWS)}")
     yardstick = os.environ.get("YARDSTICK")
     found: list[Row] = []
+    failed = False
     lines = machine.describe(given.data_dir)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=given.data_dir) as folder:
@@ -90,7 +93,13 @@ def main() -> int:
         say(f"medians of {bench.rounds} rounds of {bench.secs:g} s")
         for word in wanted:
             say()
-            for row in ROWS[word](bench):
+            try:
+                rows = ROWS[word](bench)
+            except (Exception, SystemExit) as error:
+                # What the other rows found is not lost for it.
+                traceback.print_exc()
+                failed, rows = True, [not_measured(word, "the row", "", repr(error))]
+            for row in rows:
                 found.append(row)
                 say(f"row {row.number}: {row.found}: {row.verdict}")
     took_s = time.monotonic() - begin
@@ -118,7 +127,7 @@ def main() -> int:
     }
     given.json.write_text(json.dumps(values, indent=1), encoding="utf-8")
     say(f"\nevery figure: {given.json}")
-    return 1 if any(row.figures.get("missing", 0) > 0 for row in found) else 0
+    return 1 if failed or any(row.figures.get("missing", 0) > 0 for row in found) else 0
 
 
 def options() -> argparse.ArgumentParser:

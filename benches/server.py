@@ -102,6 +102,10 @@ class Server:
             time.sleep(0.005)
         return found
 
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until it holds. raises: SystemExit after two minutes"""
+        self._await(time.monotonic(), holds)
+
     def _answers(self) -> bool:
         """Whether a CONNECT is answered with success."""
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:

@@ -32,6 +32,7 @@ _MATCHES = 500
 _FAN_OUT = 10_000
 _TLS_BYTES = 20_000
 _TLS_CLIENTS = 500
+_PORTS = 5
 _TLS = f"[mqtts]\nport = 0\n{LOG_ALONE}"
 
 
@@ -161,28 +162,33 @@ class _OpensslServer:
     """`openssl s_server` with our certificate, on a free port."""
 
     def __init__(self, ca: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        files = ["-cert", str(ca / "server.pem"), "-key", str(ca / "server-key.pem")]
-        self._process = subprocess.Popen(
-            ["openssl", "s_server", "-quiet", "-accept", str(self.port), *files],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        self._files = ["-cert", str(ca / "server.pem"), "-key", str(ca / "server-key.pem")]
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> _OpensslServer:
-        while self._process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-            except ConnectionRefusedError:
-                continue
-            return self
-        raise SystemExit("bench: openssl s_server does not start")
+        # A port that was free may be taken before s_server has it: connections of other rows leave thousands.
+        for _ in range(_PORTS):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self.port = free.getsockname()[1]
+            self._process = subprocess.Popen(
+                ["openssl", "s_server", "-quiet", "-accept", f"127.0.0.1:{self.port}", *self._files],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            while self._process.poll() is None:
+                try:
+                    socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
+                except ConnectionRefusedError:
+                    continue
+                return self
+        raise SystemExit(f"bench: openssl s_server does not start on any of {_PORTS} ports")
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
 
 def _tls(server: Server) -> tuple[str, int]:

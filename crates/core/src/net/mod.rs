@@ -39,6 +39,7 @@ mod lifecycle;
 mod limits;
 mod listener;
 mod logins;
+mod mail;
 mod message;
 mod on_connect;
 mod on_publish;

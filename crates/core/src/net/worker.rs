@@ -13,16 +13,13 @@ use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use super::access::Access;
 use super::clock::{TICK_MS, now_us};
 use super::connection::{Connection, State};
 use super::ending::Ending;
 use super::events::EventKind;
 use super::fanout::Reading;
-use super::inbox::{Inbox, Mail};
+use super::inbox::Mail;
 use super::lane::{End, Flow, Lane, Shared};
-use super::logins::Answer;
-use super::on_connect::on_answer;
 use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::rate::Rates;
@@ -61,7 +58,7 @@ pub(super) struct Worker {
     /// Those among them that have not been greeted yet or whose peers have hung up: they come behind the others.
     behind: VecDeque<u32>,
     /// Accepted and not taken over yet.
-    accepted: VecDeque<Transport>,
+    pub(super) accepted: VecDeque<Transport>,
     /// Connections that are not read until their rates allow it, and their links.
     pub(super) paused: Vec<(u32, u32)>,
     /// The last tick at which they were looked at.
@@ -70,7 +67,7 @@ pub(super) struct Worker {
     pace: Pace,
     /// Reads that found something.
     reads: u64,
-    mail: Vec<Mail>,
+    pub(super) mail: Vec<Mail>,
     pub(super) review: Review,
     pub(super) stop: Option<Instant>,
 }
@@ -142,10 +139,6 @@ impl Worker {
         }
     }
 
-    pub(super) fn inbox(&self) -> Option<&Inbox> {
-        self.lane.shared.inboxes.get(usize::from(self.lane.thread))
-    }
-
     fn timeout(&self) -> Duration {
         if self.throttled() {
             // The log's answer wakes the loop, except when its queue is full of others' turns.
@@ -212,43 +205,6 @@ impl Worker {
                 .inboxes
                 .iter()
                 .any(|inbox| inbox.delivery_bytes.load(Ordering::Relaxed) > MAX_INBOX_BYTES)
-    }
-
-    fn read_mail(&mut self) {
-        let mut mail = std::mem::take(&mut self.mail);
-        if let Some(inbox) = self.inbox() {
-            inbox.take(&mut mail);
-        }
-        for letter in mail.drain(..) {
-            match letter {
-                Mail::Accepted(socket) => self.accepted.push_back(socket),
-                Mail::Committed { turn, result } => self.lane.committed(turn, result),
-                Mail::Deliver(deliveries) => {
-                    if let Some(inbox) = self.inbox() {
-                        inbox.delivery_bytes.fetch_sub(deliveries.len(), Ordering::Relaxed);
-                    }
-                    self.deliver(&deliveries);
-                    if deliveries.downlink > 0 {
-                        self.lane.took_downlink(deliveries.downlink);
-                    }
-                }
-                // The pass goes on with what waits for them.
-                Mail::RetainedLoaded => {}
-                Mail::Join(conn) => {
-                    self.lane.counters.sockets += 1;
-                    if let Some(Access::Granted(granted)) = conn.access.as_deref() {
-                        self.review_late(granted);
-                    }
-                    self.join(*conn);
-                }
-                Mail::Review(listener) => self.begin_review(listener),
-                Mail::Rebind(next) => self.lane.next = Some(next),
-                Mail::Ask(question) => self.answer(*question),
-                Mail::Answered(answer) => self.answered(*answer),
-                Mail::Stop { deadline } => self.stop = Some(deadline),
-            }
-        }
-        self.mail = mail;
     }
 
     /// Of a connection or session, unique on this thread for a long time.
@@ -433,7 +389,7 @@ impl Worker {
         }
     }
 
-    fn follow(&mut self, slot: u32, flow: Flow) {
+    pub(super) fn follow(&mut self, slot: u32, flow: Flow) {
         match flow {
             Flow::On => {}
             Flow::Asked => self.set_timer(slot),
@@ -444,36 +400,6 @@ impl Worker {
         }
     }
 
-    /// Goes on with a CONNECT whose answer has come, and with what came behind it.
-    fn answered(&mut self, answer: Answer) {
-        if let Ok(granted) = &answer.result {
-            self.review_late(granted);
-        }
-        let slot = answer.conn.slot;
-        let conn = self.conns.get_mut(slot as usize);
-        let Some(conn) = conn.filter(|conn| conn.generation == answer.conn.generation) else { return };
-        if conn.state != State::Asked {
-            return;
-        }
-        conn.state = State::Opened;
-        let flow = on_answer(&mut self.lane, conn, slot, answer);
-        if !matches!(flow, Flow::On) {
-            return self.follow(slot, flow);
-        }
-        let partial = std::mem::take(&mut conn.partial);
-        conn.held_back = false;
-        if !conn.ready {
-            conn.ready = true;
-            self.ready.push(slot);
-        }
-        self.set_timer(slot);
-        if !partial.is_empty() {
-            self.lane.received_at_us = now_us();
-            self.consume(slot, &partial);
-        }
-    }
-
-    /// Submits what is staged, as far as that makes sense now, and acknowledges what the log is through with.
     /// Writes what the log has released, before more is read: who waits for its acknowledgements sends again.
     fn release(&mut self) {
         self.settle();
@@ -484,6 +410,7 @@ impl Worker {
         }
     }
 
+    /// Submits what is staged, as far as that makes sense now, and acknowledges what the log is through with.
     fn turn(&mut self) {
         self.settle();
         let staged = &self.lane.staging;
