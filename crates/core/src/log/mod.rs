@@ -163,8 +163,8 @@ impl Log {
                 }
                 Some(segment)
             }
-            // A full disk stops acknowledgements, not the process.
-            Err(error @ LogError::DiskFull { .. }) => {
+            // A full disk stops acknowledgements, not a process that has something to serve.
+            Err(error @ LogError::DiskFull { .. }) if !shared.published.lock().segments.is_empty() => {
                 shared.counters.lock().stats.last_error = Some(error.to_string());
                 None
             }

@@ -478,6 +478,16 @@ fn a_full_disk_does_not_keep_the_log_from_opening() {
 }
 
 #[test]
+fn a_new_log_without_space_says_so() {
+    let storage = Forgetful::new();
+    storage.set_capacity(Some(32 << 10));
+    let error = open(&storage, options()).err().unwrap();
+    assert!(matches!(error, LogError::DiskFull { .. }), "{error}");
+    storage.set_capacity(None);
+    open(&storage, options()).unwrap().append(&[&rows(&[("a", 1, 1.0)])]).unwrap();
+}
+
+#[test]
 fn a_failed_sync_ends_the_segment_and_is_never_tried_again() {
     for write_fails in [false, true] {
         let storage = Forgetful::new();
