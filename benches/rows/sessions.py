@@ -41,7 +41,7 @@ def run(bench: Bench) -> list[Row]:
         store_retained(server.port, count)
         both = _starts(server)
         # They are loaded behind the first connections; a subscription that comes before its messages waits for them.
-        server.until(lambda: server.metrics()["headwater_gateway_retained"] >= count)
+        server.until(lambda: server.metrics()["headwater_gateway_retained_messages"] >= count)
         kept = int(server.metrics()["headwater_gateway_sessions"])
         absent = sum(not is_stored(server.port, n) for n in sample)
         absent += sum(not is_retained(server.port, n) for n in sample)

@@ -28,6 +28,7 @@ GATEWAY_COUNTERS = {
     "session_snapshots": "Snapshots of durable sessions written",
     "connections_total": "Connections accepted since the start",
     "lifecycle_dropped": "Lifecycle events that were not sent, because a pass had too many",
+    "retained_refused": "Retained messages not retained, because max_retained_messages or _bytes are",
     "sessions_not_kept": "Clients whose session is not kept, because max_sessions are",
     "bytes_in": "Bytes received",
     "bytes_out": "Bytes sent",
@@ -55,6 +56,12 @@ class Metrics:
         yield GaugeMetricFamily("headwater_gateway_connections", "Open connections", counters["connections"])
         yield GaugeMetricFamily(
             "headwater_gateway_sessions", "Sessions that wait for their clients", counters["sessions"]
+        )
+        yield GaugeMetricFamily(
+            "headwater_gateway_retained_messages", "Retained messages", counters["retained"]
+        )
+        yield GaugeMetricFamily(
+            "headwater_gateway_retained_bytes", "Bytes of retained messages", counters["retained_bytes"]
         )
         yield GaugeMetricFamily(
             "headwater_gateway_queued_bytes",

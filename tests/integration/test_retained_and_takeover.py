@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 from tests.integration import peer
 from tests.integration.peer import Peer
 from tests.integration.server import TELEMETRY, Server, await_that
+from tests.integration.test_session_restarts import metric
 
 VERSIONS = pytest.mark.parametrize("version", [mqtt.MQTTv311, mqtt.MQTTv5], ids=["3.1.1", "5"])
 LEVELS = pytest.mark.parametrize("level", [4, 5], ids=["3.1.1", "5"])
@@ -120,6 +121,7 @@ def test_retained_messages_survive_kills_and_orderly_restarts(
             assert heard.get(timeout=PATIENCE_S)[0] == "subscribed"
             found = {m.topic: m for m in (heard.get(timeout=PATIENCE_S) for _ in range(199))}
             assert heard.empty()
+        assert metric(up, "headwater_gateway_retained_messages") == 199
         wanted = {f"kept/{n}": (f"{end.__name__} {n}".encode(), 1 + n % 2) for n in range(200) if n != 5}
         wanted["kept/6"] = b"last", 1
         assert {topic: (m.payload, m.qos) for topic, m in found.items()} == wanted
