@@ -24,13 +24,13 @@ class Costs:
     store_bytes:      the same in the table
     """
 
-    flat_out_us: float = 0.57
-    one_per_write_us: float = 14.1
-    pipeline_us: float = 0.56
+    flat_out_us: float = 0.50
+    one_per_write_us: float = 15.8
+    pipeline_us: float = 0.51
     kernel_bytes: float = 4_200
-    connection_bytes: float = 440
+    connection_bytes: float = 430
     device_bytes: float = 240
-    log_bytes: float = 9.6
+    log_bytes: float = 9.5
     store_bytes: float = 3.9
 
 
