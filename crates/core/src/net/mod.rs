@@ -3,7 +3,7 @@
 //! The way of a message: [`worker`] reads bytes and finds packets, [`on_publish`] decodes a PUBLISH into the
 //! thread's [`turn`], the turn goes to the log at the end of the pass, and when the log has made it durable
 //! the worker writes the PUBACKs and PUBRECs. Live subscribers get their copies through [`fanout`] at once; what a
-//! client has beyond its connection is in [`session`] and [`outbound`], and [`joining`] gives it back. Of durable sessions
+//! client has beyond its connection is in [`session`], [`outbound`] and [`inflight`], and [`joining`] gives it back. Of durable sessions
 //! [`journal`] puts each change into the turn and [`restore`] gives them back after a restart; a message reaches them when its turn is durable.
 //!
 //! Invariants: a PUBACK or PUBREC of success leaves only after the log has said that its turn is durable; PUBACKs keep the
