@@ -154,6 +154,12 @@ impl Worker {
         let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         welcome(&mut self.lane, conn, slot, hello, session_present);
         conn.resume(&mut self.lane.delivery(slot));
+        self.go_on(slot);
+    }
+
+    /// Goes on with what came behind a CONNECT that has its answer.
+    pub(super) fn go_on(&mut self, slot: u32) {
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return };
         let partial = std::mem::take(&mut conn.partial);
         if !conn.ready {
             conn.ready = true;

@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering;
 
 use super::access::Access;
-use super::clock::now_us;
 use super::connection::State;
 use super::inbox::{Inbox, Mail};
 use super::lane::Flow;
@@ -69,16 +68,7 @@ impl Worker {
         if !matches!(flow, Flow::On) {
             return self.follow(slot, flow);
         }
-        let partial = std::mem::take(&mut conn.partial);
         conn.held_back = false;
-        if !conn.ready {
-            conn.ready = true;
-            self.ready.push(slot);
-        }
-        self.set_timer(slot);
-        if !partial.is_empty() {
-            self.lane.received_at_us = now_us();
-            self.consume(slot, &partial);
-        }
+        self.go_on(slot);
     }
 }
