@@ -116,10 +116,13 @@ impl Inbox {
         }
     }
 
-    /// Sleeps for so long, until the pass of `tick`; mail waits meanwhile and wakes nobody, so that it costs its
-    /// sender nothing.
-    pub fn sleep(&self, pause: Duration, tick: u64) {
+    /// The loop's next pass is that of `tick`.
+    pub fn join(&self, tick: u64) {
         self.tick.store(tick, Ordering::SeqCst);
+    }
+
+    /// Sleeps for so long; mail waits meanwhile and wakes nobody, so that it costs its sender nothing.
+    pub fn sleep(&self, pause: Duration) {
         self.waiting.lock().asleep = true;
         std::thread::sleep(pause);
         self.waiting.lock().asleep = false;

@@ -2,22 +2,25 @@
 //!
 //! Woken for each message, a thread pays more for waking and for the log's commit than for the message. So while
 //! messages come often, the loops of all threads pass over their sockets in step, at the ticks of one clock: a
-//! pass takes all that has gathered, writes all acknowledgements that the log has released meanwhile, and
-//! gives the log one turn, and the turns of all threads become one commit. Few messages are taken at once, and so
-//! are those of senders that send many at a time, which may wait for their acknowledgements before they send more.
-//! Where nobody waits for one, since all messages have QoS 0, a pass may gather for longer.
+//! pass takes all that has gathered and gives the log one turn, and the turns of all threads become one commit.
+//! Acknowledgements are written in the next pass, or where that is far as soon as the log has answered. Few messages
+//! are taken at once, and so are those of senders that send many at a time, which may wait for their acknowledgements
+//! before they send more. Where nobody waits for one, since all messages have QoS 0, a pass may gather for longer.
 
 use std::time::{Duration, Instant};
 
 /// From tick to tick: a millisecond.
 const NANOS: u64 = 1_000_000;
-/// Messages in a tick and thread from which gathering them is worth the wait, and up to which every second tick
+/// Messages in a tick and thread from which gathering them is worth the wait, and up to which every `FEW`th tick
 /// is enough.
 const OFTEN: u64 = 4;
 const VERY_OFTEN: u64 = 24;
-/// Ticks from pass to pass while no acknowledgement is owed: a read then finds some messages even of a device that
-/// sends a thousand a second, and a reading is late by no more than a network makes it.
+/// Ticks from pass to pass while messages are not many: acknowledgements do not wait for the next, see `Rest::Sleep`.
+const FEW: u64 = 4;
+/// Ticks from pass to pass while no acknowledgement is owed; twice as many where reads find `SEVERAL` messages of a
+/// device, since they will find twice as many then: a reading is late by no more than a network makes it.
 const NONE_OWED: u64 = 4;
+const SEVERAL: u64 = 2;
 /// Messages in a read that senders must have gathered themselves.
 const BATCH: u64 = 8;
 /// Over which the rate is measured: short beside what a person notices, long beside a burst.
@@ -31,8 +34,10 @@ pub(super) enum Rest {
     /// For the log's answer if a turn is with it, since nothing read now could be acknowledged sooner; else for sockets
     /// and mail alike.
     Mail,
-    /// For so long, whatever happens; then comes the pass of this tick.
-    Sleep(Duration, u64),
+    /// Until then, whatever happens; then comes the pass of this tick.
+    ///
+    /// answers: it is so far away that acknowledgements are written as soon as the log has answered
+    Sleep { until: Instant, tick: u64, answers: bool },
 }
 
 #[derive(Debug)]
@@ -47,12 +52,23 @@ pub(super) struct Pace {
     bytes: u64,
     /// Ticks from pass to pass; 0: messages are rare, or come many at a time.
     step: u64,
+    /// They are far apart, and acknowledgements are owed.
+    answers: bool,
 }
 
 impl Pace {
     pub fn new(start: Instant) -> Pace {
         let (window_messages, window_acks, window_reads) = (0, 0, 0);
-        Pace { start, window_began: start, window_messages, window_acks, window_reads, bytes: 0, step: 0 }
+        Pace {
+            start,
+            window_began: start,
+            window_messages,
+            window_acks,
+            window_reads,
+            bytes: 0,
+            step: 0,
+            answers: false,
+        }
     }
 
     /// What to do when a pass is over.
@@ -67,21 +83,23 @@ impl Pace {
             let (read, reads_done) = (messages - self.window_messages, reads - self.window_reads);
             let owes = acks > self.window_acks;
             self.step = match read / ticks {
+                OFTEN.. if !owes && read > reads_done * SEVERAL => 2 * NONE_OWED,
                 OFTEN.. if !owes => NONE_OWED,
                 _ if read > reads_done * BATCH => 0,
                 ..OFTEN => 0,
-                OFTEN..VERY_OFTEN => 2,
+                OFTEN..VERY_OFTEN => FEW,
                 _ => 1,
             };
             (self.window_began, self.window_messages) = (now, messages);
             (self.window_acks, self.window_reads) = (acks, reads);
+            self.answers = owes && self.step >= FEW;
         }
         if full || self.step == 0 {
             return Rest::Mail;
         }
         let since = now.duration_since(self.start);
-        let next = (since.as_nanos() as u64 / NANOS / self.step + 1) * self.step;
-        Rest::Sleep(Duration::from_nanos(next * NANOS).saturating_sub(since), next)
+        let tick = (since.as_nanos() as u64 / NANOS / self.step + 1) * self.step;
+        Rest::Sleep { until: self.start + Duration::from_nanos(tick * NANOS), tick, answers: self.answers }
     }
 }
 
@@ -112,8 +130,8 @@ mod tests {
                 return (rest, now);
             }
             now += match rest {
-                Rest::Sleep(pause, _) => pause,
-                _ => Duration::from_micros(500),
+                Rest::Sleep { until, .. } => until - now,
+                Rest::Mail => Duration::from_micros(500),
             };
         }
         unreachable!()
@@ -128,11 +146,13 @@ mod tests {
     #[test]
     fn frequent_messages_gather_until_a_tick_that_all_threads_share() {
         let start = Instant::now();
-        for (messages, step) in [(10, 2), (50, 1)] {
+        // Acknowledgements wait for the tick only where it is near.
+        for (messages, step) in [(20, FEW), (50, 1)] {
             let (rest, now) = play(&mut Pace::new(start), start, messages, messages, messages * 120);
-            let Rest::Sleep(pause, tick) = rest else { panic!("{rest:?}") };
-            assert_eq!(now + pause, start + Duration::from_millis(tick));
-            assert!(tick.is_multiple_of(step) && pause <= Duration::from_millis(step));
+            let Rest::Sleep { until, tick, answers } = rest else { panic!("{rest:?}") };
+            assert_eq!(until, start + Duration::from_millis(tick));
+            assert!(tick.is_multiple_of(step) && until - now <= Duration::from_millis(step));
+            assert_eq!(answers, step == FEW);
         }
     }
 
@@ -153,11 +173,11 @@ mod tests {
     #[test]
     fn messages_that_nobody_waits_for_gather_longer_and_rare_ones_not_at_all() {
         let start = Instant::now();
-        for (messages, reads) in [(50, 50), (500, 20)] {
+        for (messages, reads, step) in [(50, 50, NONE_OWED), (500, 20, 2 * NONE_OWED)] {
             let (rest, now) = play_with(&mut Pace::new(start), start, messages, 0, reads, messages * 40);
-            let Rest::Sleep(pause, tick) = rest else { panic!("{rest:?}") };
-            assert_eq!(now + pause, start + Duration::from_millis(tick));
-            assert!(tick.is_multiple_of(NONE_OWED));
+            let Rest::Sleep { until, tick, answers: false } = rest else { panic!("{rest:?}") };
+            assert_eq!(until, start + Duration::from_millis(tick));
+            assert!(tick.is_multiple_of(step) && until - now <= Duration::from_millis(step));
         }
         assert_eq!(play_with(&mut Pace::new(start), start, 1, 0, 1, 40).0, Rest::Mail);
     }

@@ -185,8 +185,15 @@ impl Worker {
                 }
                 polled => polled,
             },
-            Rest::Sleep(pause, tick) => {
-                inbox.sleep(pause, tick);
+            Rest::Sleep { until, tick, answers } => {
+                inbox.join(tick);
+                if answers && !self.lane.flights.is_empty() {
+                    // What came to the sockets meanwhile is left for the pass.
+                    inbox.wait(until.saturating_duration_since(Instant::now()));
+                    self.read_mail();
+                    self.release();
+                }
+                inbox.sleep(until.saturating_duration_since(Instant::now()));
                 self.poll.poll(events, Some(Duration::ZERO))
             }
         };
