@@ -1,7 +1,7 @@
 //! The log: rows of all streams, durable before anybody is told so, read back in batches.
 //!
 //! One physical log per process, so one `fdatasync` covers a commit of all streams. `submit` encodes
-//! on the caller's thread (`keys`, `frame`), the commit thread (`commit`) writes and syncs, readers
+//! on the caller's thread (`keys`, `frame`), the commit thread gathers (`commit`), writes and syncs (`write`), readers
 //! (`reader`) see what a sync has covered. The files are those of `storage`; `recovery` opens them.
 //! The log is a buffer behind its readers, not the archive. Every byte: `docs/formats/log.md`.
 
@@ -39,6 +39,7 @@ mod tests_dedupe;
 mod tests_frame;
 mod varint;
 mod window;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
