@@ -1,7 +1,7 @@
 //! The rows behind a snapshot, gathered by session and laid over what the snapshot has.
 //!
-//! What cancels out inside the rows is dropped as it is read (a message that came and was acknowledged leaves nothing), so
-//! this takes memory for what has changed, not for how often.
+//! What cancels out inside the rows is dropped as it is read (a message that came and was acknowledged leaves nothing, a
+//! session that ended its id), so this takes memory for what has changed, not for how often.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,8 @@ pub(super) struct Start {
 
 #[derive(Debug, Default)]
 pub(super) struct Fold {
-    sessions: HashMap<u64, Overlay>,
+    /// None: it has ended. Rows that come late find nobody.
+    sessions: HashMap<u64, Option<Box<Overlay>>>,
     messages: HashMap<u64, Waiting>,
     starts: Vec<Start>,
     /// The last start is that of this epoch, and whether a `stopped` came after it.
@@ -40,7 +41,6 @@ struct Waiting {
 /// What the rows say of one session.
 #[derive(Debug, Default)]
 struct Overlay {
-    ended: bool,
     open: Option<Opened>,
     /// Since it was opened last: when it was closed, its expiry then, and whether its will stays.
     closed: Option<(i64, u32, bool)>,
@@ -85,24 +85,30 @@ impl Fold {
             }
             Change::Stopped => self.stopped = true,
             Change::Downlink { offset } => self.downlink = self.downlink.max(*offset + 1),
+            Change::End => {
+                let ended = self.sessions.insert(session, None).flatten();
+                for queued in ended.into_iter().flat_map(|overlay| overlay.queue) {
+                    leave(&mut self.messages, queued.message);
+                }
+            }
             change => {
-                let overlay = self.sessions.entry(session).or_default();
-                if !overlay.ended {
-                    for message in overlay.apply(ts, change) {
-                        leave(&mut self.messages, message);
-                    }
+                let left = self.overlay(session).and_then(|overlay| overlay.apply(ts, change));
+                if let Some(message) = left {
+                    leave(&mut self.messages, message);
                 }
             }
         }
     }
 
+    /// What the rows say of a session that has not ended.
+    fn overlay(&mut self, session: u64) -> Option<&mut Overlay> {
+        self.sessions.entry(session).or_insert_with(|| Some(Box::default())).as_deref_mut()
+    }
+
     fn wait(&mut self, ts: i64, message: &MessageRef<'_>, targets: &[Target]) {
         let mut sessions = 0;
         for target in targets {
-            let overlay = self.sessions.entry(target.session).or_default();
-            if overlay.ended {
-                continue;
-            }
+            let Some(overlay) = self.overlay(target.session) else { continue };
             let (message, step) = (message.id, Step::Waits);
             overlay.queue.push_back(Queued { message, step, packet_id: 0, target: target.clone() });
             sessions += 1;
@@ -116,13 +122,15 @@ impl Fold {
     /// A session of the snapshot with the rows laid over it; none: it has ended.
     pub fn over(&self, base: Stored) -> Option<Stored> {
         let Some(overlay) = self.sessions.get(&base.id) else { return Some(self.settled(base)) };
+        let overlay = overlay.as_ref()?;
         overlay.based.store(true, Ordering::Relaxed);
-        overlay.over(base).map(|stored| self.settled(stored))
+        Some(self.settled(overlay.over(base)))
     }
 
     /// Sessions that the snapshot does not have, once `over` has seen all that it has.
     pub fn rest(&self) -> impl Iterator<Item = Stored> + '_ {
         self.sessions.iter().filter_map(|(id, overlay)| {
+            let overlay = overlay.as_ref()?;
             let open = overlay.open.as_ref().filter(|_| !overlay.based.load(Ordering::Relaxed))?;
             let empty = Stored {
                 id: *id,
@@ -137,7 +145,7 @@ impl Fold {
                 incoming: Vec::new(),
                 queue: Default::default(),
             };
-            overlay.over(empty).map(|stored| self.settled(stored))
+            Some(self.settled(overlay.over(empty)))
         })
     }
 
@@ -170,15 +178,11 @@ fn leave(messages: &mut HashMap<u64, Waiting>, message: u64) {
 }
 
 impl Overlay {
-    /// Gives the messages of the rows that the session has no more.
-    fn apply(&mut self, ts: i64, change: &Change<'_>) -> Vec<u64> {
+    /// Gives the message of the rows that the session has no more.
+    fn apply(&mut self, ts: i64, change: &Change<'_>) -> Option<u64> {
         match change {
             Change::Open(open) => self.open(open),
             Change::Close { expiry_s, will } => self.closed = Some((ts, *expiry_s, *will)),
-            Change::End => {
-                self.ended = true;
-                return self.queue.drain(..).map(|queued| queued.message).collect();
-            }
             Change::Subscribe(StoredSubscription { options, identifier, filter }) => {
                 self.subscriptions.insert(filter.clone(), Some((*options, *identifier)));
             }
@@ -190,7 +194,7 @@ impl Overlay {
             Change::Done { message } => match self.queue.iter().position(|each| each.message == *message) {
                 Some(at) => {
                     self.queue.remove(at);
-                    return vec![*message];
+                    return Some(*message);
                 }
                 None => {
                     self.steps.remove(message);
@@ -207,9 +211,13 @@ impl Overlay {
                 }
             },
             Change::WillDone => self.will_done = true,
-            Change::Message(..) | Change::Started { .. } | Change::Stopped | Change::Downlink { .. } => {}
+            Change::End
+            | Change::Message(..)
+            | Change::Started { .. }
+            | Change::Stopped
+            | Change::Downlink { .. } => {}
         }
-        Vec::new()
+        None
     }
 
     fn open(&mut self, open: &Open<'_>) {
@@ -240,10 +248,7 @@ impl Overlay {
         }
     }
 
-    fn over(&self, mut base: Stored) -> Option<Stored> {
-        if self.ended {
-            return None;
-        }
+    fn over(&self, mut base: Stored) -> Stored {
         if let Some(open) = self.open.as_ref().filter(|open| open.epoch >= base.epoch) {
             (base.epoch, base.version, base.expiry_s) = (open.epoch, open.version, open.expiry_s);
             base.client_id.clone_from(&open.client_id);
@@ -282,6 +287,30 @@ impl Overlay {
             }
         }
         base.queue.extend(self.queue.iter().cloned());
-        Some(base)
+        base
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{message, open};
+    use super::*;
+
+    #[test]
+    fn a_session_that_has_ended_leaves_its_id() {
+        let mut fold = Fold::default();
+        let subscription = || StoredSubscription { options: 1, identifier: 0, filter: "its/filter".into() };
+        let rows = || {
+            let subscribed = Change::Subscribe(subscription());
+            [(10, open("its-client", 1)), (10, subscribed), (0, message(100, b"m", &[10]))]
+        };
+        rows().iter().for_each(|(session, change)| fold.apply(1, *session, change));
+        assert_eq!((fold.rest().count(), fold.messages().count()), (1, 1));
+        fold.apply(2, 10, &Change::End);
+        // Late ones, too.
+        rows().iter().for_each(|(session, change)| fold.apply(3, *session, change));
+        assert_eq!((fold.rest().count(), fold.messages().count()), (0, 0));
+        let left = format!("{fold:?}");
+        assert!(!left.contains("its"), "{left}");
     }
 }
