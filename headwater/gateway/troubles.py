@@ -9,7 +9,7 @@ from typing import Any, Final
 from headwater.gateway.listener import Gateway
 
 #: Clients whose events are kept, and events of each; the client that has been quiet longest goes first, and each
-#: client's oldest event. Some 30 MB when full. Ours.
+#: client's oldest event. Some 70 MB when full. Ours.
 _CLIENTS: Final = 10_000
 _EVENTS: Final = 10
 

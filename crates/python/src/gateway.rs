@@ -14,9 +14,10 @@ use headwater_core::net::{
 use headwater_core::sessions::SessionsError;
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyString};
 
 use crate::clients::{self, PyTrace};
 use crate::decode::Declaration;
@@ -424,13 +425,14 @@ impl PyGateway {
         let found = self.with(Gateway::events)?;
         let mut events = Vec::with_capacity(found.len());
         for each in found {
+            // Many are kept, so what they have in common is there once.
             let event = PyDict::new(py);
-            event.set_item("at_us", each.at_us)?;
-            event.set_item("kind", each.kind.name())?;
-            event.set_item("client", &each.client)?;
-            event.set_item("reason", format!("{:?}", each.reason))?;
-            event.set_item("detail", &each.detail)?;
-            event.set_item("origin", &each.origin)?;
+            event.set_item(intern!(py, "at_us"), each.at_us)?;
+            event.set_item(intern!(py, "kind"), PyString::intern(py, each.kind.name()))?;
+            event.set_item(intern!(py, "client"), &each.client)?;
+            event.set_item(intern!(py, "reason"), PyString::intern(py, &format!("{:?}", each.reason)))?;
+            event.set_item(intern!(py, "detail"), &each.detail)?;
+            event.set_item(intern!(py, "origin"), &each.origin)?;
             events.push(event);
         }
         Ok(events)
