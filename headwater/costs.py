@@ -24,13 +24,13 @@ class Costs:
     store_bytes:      the same in the table
     """
 
-    flat_out_us: float = 0.50
-    one_per_write_us: float = 15.8
-    pipeline_us: float = 0.51
+    flat_out_us: float = 0.48
+    one_per_write_us: float = 14.9
+    pipeline_us: float = 0.52
     kernel_bytes: float = 4_200
-    connection_bytes: float = 430
-    device_bytes: float = 240
-    log_bytes: float = 9.5
+    connection_bytes: float = 440
+    device_bytes: float = 241
+    log_bytes: float = 9.8
     store_bytes: float = 3.9
 
 
