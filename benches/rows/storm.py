@@ -1,7 +1,7 @@
 """Row 10: a storm of reconnects at the accept limit, and what live clients feel of it.
 
 Beside their 99th percentile that of the server's own histogram, from PUBLISH read to PUBACK handed to the socket,
-before and during the storm: the rest is waiting for a core, in the server's sockets and at the clients.
+before and during the storm together: the rest is spent outside the server's own code, in kernel, sockets and clients.
 """
 
 from __future__ import annotations
