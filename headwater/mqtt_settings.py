@@ -118,6 +118,10 @@ class MqttSettings(ListenerSection):
         ge=2 << 20,
         description="Messages read and not yet durable, bytes; above it sockets stay unread.",
     )
+    io_uring: bool = Field(
+        True,
+        description="Acknowledgements of a pass leave in one system call where the kernel (5.18 or newer) allows it.",
+    )
     shed_after: DurationUs = Field(
         5_000_000,
         description="QoS 0 messages are dropped and counted when sockets stayed unread for so long; 0s: never.",

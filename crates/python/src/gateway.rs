@@ -71,6 +71,7 @@ struct Options {
     flapping_ban: u64,
     limits: Limits,
     max_inflight_bytes: usize,
+    io_uring: bool,
     shed_after: u64,
     /// µs; 0: never
     sys_interval: u64,
@@ -188,6 +189,7 @@ impl Options {
             max_total_queued_bytes: self.max_total_queued_bytes,
             first_packet_timeout_s: self.first_packet_timeout_s,
             inflight_bytes: self.max_inflight_bytes,
+            io_uring: self.io_uring,
             shed_after: Duration::from_micros(self.shed_after),
             sys_interval: Duration::from_micros(self.sys_interval),
             clock: Clock::Real,

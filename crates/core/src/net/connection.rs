@@ -1,6 +1,7 @@
 //! One connection: small while idle, since buffers and queues exist only while they hold something.
 
 use std::io;
+use std::os::fd::RawFd;
 
 use super::access::{self, Access};
 use super::clock::ticks;
@@ -14,6 +15,7 @@ use super::on_publish::frees_id;
 use super::options::GatewayOptions;
 use super::outbound::{Delivery, Manner, Outbound, Pool, Wording};
 use super::rate::Rates;
+use super::sends::LITTLE;
 use super::session::Session;
 use super::transport::Transport;
 use super::turn::Fate;
@@ -262,6 +264,25 @@ impl Connection {
     /// Address, listener and certificate in words; empty while parked.
     pub fn origin(&self) -> String {
         self.socket.as_ref().map_or_else(String::new, Transport::origin)
+    }
+
+    /// What waits, and its socket, where it is little and goes there as it is.
+    pub fn little(&self) -> Option<(RawFd, &[u8])> {
+        let (out, fd) = (self.out.as_ref()?, self.socket.as_ref()?.plain()?);
+        let bytes = &out.bytes[out.at..out.open_to()];
+        (1..=LITTLE).contains(&bytes.len()).then_some((fd, bytes))
+    }
+
+    /// Of `little` the socket has taken so many bytes; none: nobody knows, so nothing more can be written.
+    pub fn took(&mut self, bytes: Option<usize>, counters: &mut Counters) {
+        match (&mut self.out, bytes) {
+            (Some(out), Some(bytes)) => {
+                out.at += bytes;
+                counters.bytes_out += bytes as u64;
+            }
+            (_, None) => self.shutdown_write(),
+            (None, Some(_)) => {}
+        }
     }
 
     /// Writes what waits. True: all of it; false: the socket is full and will tell when it is not.

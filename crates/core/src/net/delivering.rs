@@ -1,9 +1,10 @@
 //! The way out: messages to the connections and sessions of this thread, and what waits to the sockets.
 
-use super::connection::State;
+use super::connection::{Connection, State};
 use super::ending::Ending;
 use super::fanout::{Deliveries, with_identifiers};
 use super::message::Outgoing;
+use super::sends;
 use super::trace::trace_out;
 use super::worker::Worker;
 
@@ -50,44 +51,68 @@ impl Worker {
         }
     }
 
+    /// Writes to every connection on the list.
     pub(super) fn flush_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.lane.dirty);
         let traced = self.lane.shared.traces.is_on();
-        for slot in dirty.drain(..) {
-            let Some(conn) = self.conns.get_mut(slot as usize).filter(|conn| conn.dirty) else { continue };
+        let (conns, lane) = (&mut self.conns, &mut self.lane);
+        dirty.retain(|slot| {
+            let Some(conn) = conns.get_mut(*slot as usize).filter(|conn| conn.dirty) else { return false };
             conn.dirty = false;
-            let lane = &mut self.lane;
             conn.answer_pings(&mut lane.pool, &mut lane.counters);
             if traced {
                 trace_out(lane, conn);
             }
-            let flushed = conn.flush(&mut lane.pool, &mut lane.counters).and_then(|mut empty| {
-                // Room for messages that waited for it.
-                while empty && conn.send_queued(&mut lane.delivery(slot)) {
-                    empty = conn.flush(&mut lane.pool, &mut lane.counters)?;
-                }
-                Ok(empty)
-            });
-            match flushed {
-                Err(_) => self.end(slot, Ending::Lost),
-                Ok(true) if conn.state == State::Lingering => {
-                    conn.shutdown_write();
-                }
-                Ok(true) if conn.ended && conn.unacknowledged == 0 && !conn.ready => {
-                    self.end(slot, Ending::Lost)
-                }
-                Ok(_) => {
-                    if conn.held_back && conn.pending() <= self.lane.shared.options.outbound_max_bytes {
-                        conn.held_back = false;
-                        conn.ready = true;
-                        self.ready.push(slot);
-                    }
-                }
-            }
+            true
+        });
+        if self.sends.pays(dirty.len()) {
+            self.send_together(&dirty);
         }
+        dirty.drain(..).for_each(|slot| self.flush(slot));
         // Ending a connection may have put others on the list; they are next.
         if self.lane.dirty.is_empty() {
             self.lane.dirty = dirty;
+        }
+    }
+
+    /// Writes the little that each of them gets. What its socket does not take is left for `flush`.
+    fn send_together(&mut self, slots: &[u32]) {
+        for slots in slots.chunks(sends::MOST) {
+            for &slot in slots {
+                if let Some((fd, bytes)) = self.conns.get(slot as usize).and_then(Connection::little) {
+                    self.sends.add(slot, fd, bytes);
+                }
+            }
+            self.sends.send(|slot, taken| {
+                if let Some(conn) = self.conns.get_mut(slot as usize) {
+                    conn.took(taken, &mut self.lane.counters);
+                }
+            });
+        }
+    }
+
+    /// Writes to one connection, and goes on with what waited for that.
+    fn flush(&mut self, slot: u32) {
+        let Some(conn) = self.conns.get_mut(slot as usize) else { return };
+        let lane = &mut self.lane;
+        let flushed = conn.flush(&mut lane.pool, &mut lane.counters).and_then(|mut empty| {
+            // Room for messages that waited for it.
+            while empty && conn.send_queued(&mut lane.delivery(slot)) {
+                empty = conn.flush(&mut lane.pool, &mut lane.counters)?;
+            }
+            Ok(empty)
+        });
+        match flushed {
+            Err(_) => self.end(slot, Ending::Lost),
+            Ok(true) if conn.state == State::Lingering => conn.shutdown_write(),
+            Ok(true) if conn.ended && conn.unacknowledged == 0 && !conn.ready => self.end(slot, Ending::Lost),
+            Ok(_) => {
+                if conn.held_back && conn.pending() <= self.lane.shared.options.outbound_max_bytes {
+                    conn.held_back = false;
+                    conn.ready = true;
+                    self.ready.push(slot);
+                }
+            }
         }
     }
 }

@@ -58,6 +58,7 @@ mod replay;
 mod restore;
 mod retained;
 mod review;
+mod sends;
 mod session;
 mod sparkplug;
 mod standing;

@@ -32,6 +32,8 @@ pub struct GatewayOptions {
     pub listeners: Vec<ListenerOptions>,
     /// Event loops. Connections are dealt to the loop that has the fewest.
     pub threads: usize,
+    /// Small writes to many connections leave in one system call where the kernel allows io_uring.
+    pub io_uring: bool,
     /// Above it a new connection is closed at once and counted.
     pub max_connections: usize,
     /// Whole packet, header included. Above it: DISCONNECT 0x95, in 3.1.1 the connection closes.
@@ -103,6 +105,7 @@ impl Default for GatewayOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 1883)),
             listeners: Vec::new(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            io_uring: true,
             max_connections: 1_000_000,
             max_packet_bytes: 1 << 20,
             max_payload_bytes: 256 << 10,

@@ -16,7 +16,9 @@ const NANOS: u64 = 1_000_000;
 const OFTEN: u64 = 4;
 const VERY_OFTEN: u64 = 24;
 /// Ticks from pass to pass while messages are not many: acknowledgements do not wait for the next, see `Rest::Sleep`.
-const FEW: u64 = 4;
+/// FEW * OFTEN is above VERY_OFTEN: senders that wait for each acknowledgement, and so send as fast as passes come, would
+/// else be held at this pace by their own waiting (ADR 12).
+const FEW: u64 = 8;
 /// Ticks from pass to pass while no acknowledgement is owed; twice as many where reads find `SEVERAL` messages of a
 /// device, since they will find twice as many then: a reading is late by no more than a network makes it.
 const NONE_OWED: u64 = 4;
@@ -143,16 +145,57 @@ mod tests {
         assert_eq!(play(&mut Pace::new(start), start, 1, 1, 120).0, Rest::Mail);
     }
 
+    /// Offers so many messages a millisecond for 100 passes, each read alone and acknowledged, however the loop rests.
+    fn offer(pace: &mut Pace, start: Instant, per_ms: u64) -> (Rest, Instant) {
+        let mut now = start;
+        for pass in 0.. {
+            now += Duration::from_micros(100);
+            let read = now.duration_since(start).as_micros() as u64 * per_ms / 1000;
+            let rest = pace.rest(now, read, read, read, read * 120);
+            if pass == 99 {
+                return (rest, now);
+            }
+            now += match rest {
+                Rest::Sleep { until, .. } => until - now,
+                Rest::Mail => Duration::from_micros(500),
+            };
+        }
+        unreachable!()
+    }
+
     #[test]
     fn frequent_messages_gather_until_a_tick_that_all_threads_share() {
         let start = Instant::now();
         // Acknowledgements wait for the tick only where it is near.
-        for (messages, step) in [(20, FEW), (50, 1)] {
-            let (rest, now) = play(&mut Pace::new(start), start, messages, messages, messages * 120);
+        for (per_ms, step) in [(OFTEN, FEW), (10, FEW), (VERY_OFTEN - 1, FEW), (VERY_OFTEN, 1), (50, 1)] {
+            let (rest, now) = offer(&mut Pace::new(start), start, per_ms);
             let Rest::Sleep { until, tick, answers } = rest else { panic!("{rest:?}") };
             assert_eq!(until, start + Duration::from_millis(tick));
             assert!(tick.is_multiple_of(step) && until - now <= Duration::from_millis(step));
-            assert_eq!(answers, step == FEW);
+            assert_eq!(answers, step == FEW, "{per_ms} a millisecond");
+        }
+        assert_eq!(offer(&mut Pace::new(start), start, OFTEN - 1).0, Rest::Mail);
+    }
+
+    #[test]
+    fn senders_that_wait_for_their_acknowledgements_are_not_held_at_the_slow_pace() {
+        let start = Instant::now();
+        // So many clients, each with one message at a time: what a pass has read comes again behind its end.
+        for clients in 1..200 {
+            let mut pace = Pace::new(start);
+            let (mut now, mut slow_since) = (start, None);
+            for pass in 1..1000 {
+                now += Duration::from_micros(100);
+                let read = pass * clients;
+                let rest = pace.rest(now, read, read, read, read * 120);
+                slow_since = slow_since.or(Some(now)).filter(|_| pace.answers);
+                let slow = slow_since.map_or(Duration::ZERO, |since| now - since);
+                assert!(slow < 4 * WINDOW, "{clients} clients, {slow:?}");
+                now = match rest {
+                    Rest::Sleep { until, .. } => until,
+                    Rest::Mail => now + Duration::from_micros(500),
+                };
+            }
         }
     }
 

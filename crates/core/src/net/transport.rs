@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use mio::event::Source;
@@ -120,6 +121,15 @@ impl Transport {
         match self {
             Transport::Plain(stream, _) => stream.write(bytes),
             Transport::Layered(layered) => layered.write(bytes),
+        }
+    }
+
+    /// The socket, where nothing is between it and MQTT.
+    #[inline]
+    pub fn plain(&self) -> Option<RawFd> {
+        match self {
+            Transport::Plain(stream, _) => Some(stream.as_raw_fd()),
+            Transport::Layered(_) => None,
         }
     }
 

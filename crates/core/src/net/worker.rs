@@ -24,6 +24,7 @@ use super::pace::{Pace, Rest};
 use super::packets::packets;
 use super::rate::Rates;
 use super::review::Review;
+use super::sends::Sends;
 use super::transport::Transport;
 use super::watch::{Turn, is_watched};
 use super::wheel::{Entry, Wheel};
@@ -64,6 +65,7 @@ pub(super) struct Worker {
     /// The last tick at which they were looked at.
     unpaused: u32,
     buffer: Vec<u8>,
+    pub(super) sends: Sends,
     pace: Pace,
     /// Reads that found something.
     reads: u64,
@@ -83,16 +85,17 @@ impl Worker {
             pace: Pace::new(lane.shared.started),
             reads: 0,
             due: Vec::new(),
-            lane,
             ready: Vec::new(),
             behind: VecDeque::new(),
             accepted: VecDeque::new(),
             paused: Vec::new(),
             unpaused: 0,
             buffer: vec![0; READ_BYTES],
+            sends: Sends::new(lane.shared.options.io_uring),
             mail: Vec::new(),
             review: Review::default(),
             stop: None,
+            lane,
         }
     }
 

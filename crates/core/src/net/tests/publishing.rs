@@ -37,6 +37,43 @@ fn qos_0_is_stored_too() {
 }
 
 #[test]
+fn small_writes_to_many_connections_arrive_with_and_without_io_uring() {
+    // More of them than one call takes, and one that goes without a word.
+    const CLIENTS: usize = 300;
+    const MESSAGES: u16 = 10;
+    for io_uring in [true, false] {
+        let fixture = Fixture::with(|options| (options.threads, options.io_uring) = (1, io_uring));
+        let mut clients: Vec<_> = (0..CLIENTS).map(|at| fixture.v5(&format!("c{at}"))).collect();
+        for client in &mut clients {
+            client.subscribed("all/#", QoS::AtMostOnce);
+        }
+        let gone = clients.pop();
+        for id in 1..=MESSAGES {
+            for client in &mut clients {
+                client.send_publish(&publish("dt/s/d/telemetry", PAYLOAD, id));
+            }
+            for (at, client) in clients.iter_mut().enumerate() {
+                assert_eq!(client.puback(id), ReasonCode::Success, "{at}, io_uring = {io_uring}");
+            }
+        }
+        drop(gone);
+        let mut sender = fixture.v3("sender");
+        for id in 1..=MESSAGES {
+            sender.send_publish(&publish("all/x", &[id as u8; 40], id));
+            assert_eq!(sender.puback(id), ReasonCode::Success);
+        }
+        for client in &mut clients {
+            for id in 1..=MESSAGES {
+                let received = client.receive();
+                assert_eq!(received.publish().payload, [id as u8; 40], "io_uring = {io_uring}");
+            }
+        }
+        fixture.until("the one that went", |c| c.sockets == CLIENTS as u64);
+        assert_eq!(fixture.row_count(TELEMETRY), (CLIENTS - 1) * usize::from(MESSAGES));
+    }
+}
+
+#[test]
 fn acknowledgements_keep_the_order_of_publish_packets() {
     let fixture = Fixture::new();
     for version in [Version::V311, Version::V5] {
