@@ -28,6 +28,7 @@ GATEWAY_COUNTERS = {
     "session_snapshots": "Snapshots of durable sessions written",
     "connections_total": "Connections accepted since the start",
     "lifecycle_dropped": "Lifecycle events that were not sent, because a pass had too many",
+    "unwatched": "Times that a connection which sends much beside others was left to be read from time to time",
     "retained_refused": "Retained messages not retained, because max_retained_messages or _bytes are",
     "sessions_not_kept": "Clients whose session is not kept, because max_sessions are",
     "bytes_in": "Bytes received",

@@ -105,6 +105,8 @@ counters! {
     access_revoked,
     /// Turns that the log refused or failed to make durable.
     log_failures,
+    /// Times that a connection which sends much beside others was left unwatched.
+    unwatched,
     /// Passes in which sockets were left unread because the log was behind.
     throttled,
     /// Milliseconds in which sockets with something to read were left unread, summed over the loops.

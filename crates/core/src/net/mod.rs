@@ -28,6 +28,7 @@ mod flapping;
 mod gateway;
 mod glob;
 mod handshake;
+mod hot;
 mod inbox;
 mod inflight;
 mod inspect;

@@ -18,6 +18,7 @@ use super::connection::{Connection, State};
 use super::ending::Ending;
 use super::events::EventKind;
 use super::fanout::Reading;
+use super::hot::Hot;
 use super::inbox::Mail;
 use super::lane::{End, Flow, Lane, Shared};
 use super::pace::{Pace, Rest};
@@ -66,6 +67,9 @@ pub(super) struct Worker {
     unpaused: u32,
     buffer: Vec<u8>,
     pub(super) sends: Sends,
+    pub(super) hot: Hot,
+    /// When the pass began to read.
+    pub(super) read_at: Instant,
     pace: Pace,
     /// Reads that found something.
     reads: u64,
@@ -83,6 +87,8 @@ impl Worker {
             last_number: 0,
             wheel: Wheel::new(lane.tick),
             pace: Pace::new(lane.shared.started),
+            hot: Hot::default(),
+            read_at: lane.shared.started,
             reads: 0,
             due: Vec::new(),
             ready: Vec::new(),
@@ -126,6 +132,7 @@ impl Worker {
             self.read_mail();
             self.release();
             self.open_some();
+            self.look_at_unwatched();
             self.read_ready();
             self.turn();
             self.deliver_own();
@@ -167,9 +174,10 @@ impl Worker {
     /// Waits until a pass has something to do.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
         let counters = &self.lane.counters;
-        let rest =
-            self.pace.rest(Instant::now(), counters.received, counters.acks, self.reads, counters.bytes_in);
-        let timeout = self.timeout();
+        let now = Instant::now();
+        let watched = counters.received - self.hot.messages;
+        let rest = self.pace.rest(now, watched, counters.acks, self.reads, counters.bytes_in);
+        let timeout = self.hot.patience(now).map_or(self.timeout(), |patience| patience.min(self.timeout()));
         let shared = Arc::clone(&self.lane.shared);
         let inbox = shared.inboxes.get(usize::from(self.lane.thread)).filter(|_| !timeout.is_zero());
         let Some(inbox) = inbox else { return self.poll.poll(events, Some(timeout)) };
@@ -284,6 +292,7 @@ impl Worker {
         }
         self.ready.extend(self.behind.drain(..self.behind.len().min(NEW_PER_PASS)));
         self.lane.received_at_us = now_us();
+        self.read_at = Instant::now();
         let mut ready = std::mem::take(&mut self.ready);
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut at = 0;
@@ -367,7 +376,12 @@ impl Worker {
         if conn.state == State::Up {
             conn.heard = self.lane.tick;
         }
+        let received = self.lane.counters.received;
         self.consume(slot, &buffer[..taken]);
+        match self.lane.counters.received - received {
+            0 => {}
+            messages => self.measure(slot, messages),
+        }
         let Some(conn) = self.conns.get_mut(slot as usize) else { return false };
         if let Some(rates) = &mut conn.rates {
             // What was read is handled; its price is paid before the next read.

@@ -7,6 +7,7 @@ mod connecting;
 mod durable;
 mod exactly_once;
 mod faults;
+mod hot;
 mod inspecting;
 mod lifetimes;
 mod limits;
