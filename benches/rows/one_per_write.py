@@ -1,12 +1,17 @@
-"""Row 3: one PUBLISH per write, as many devices do it: server CPU beside a server that only acknowledges."""
+"""Row 3: one PUBLISH per write, as many devices do it: server CPU beside a server that only acknowledges.
+
+In turn with them, the same without io_uring (ADR 12).
+"""
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
+from typing import Any
 
 from benches import peers
 from benches.bench import NO_YARDSTICK, Bench
-from benches.server import Server, profile
+from benches.server import LOG_ALONE, Server, profile
 from benches.table import Row, judged, median, not_measured
 
 TIMES = 1.3
@@ -32,18 +37,32 @@ def measure(bench: Bench, number: str, connections: int, load: dict[str, object]
     what = f"one message per write, QoS 1: {connections:,} connections, {rate}"
     if bench.yardstick is None:
         return not_measured(number, what, REACH, NO_YARDSTICK)
-    limit_us, ours_us, rates, spent = [], [], [], ""
+    limit_us, ours_us, plain_us, rates, spent = [], [], [], [], ""
     for _ in range(bench.rounds):
         with peers.discard(bench.yardstick) as (port, pids):
-            result = bench.yardstick.load(port, pids, **load)
-            limit_us.append(result["srv_cpu_s"] / result["acked"] * 1e6)
+            limit_us.append(us_a_message(bench.yardstick.load(port, pids, **load)))
+        with Server(bench.scratch, f"[mqtt]\nio_uring = false\n{LOG_ALONE}") as server:
+            plain_us.append(us_a_message(bench.yardstick.load(server.port, server.pids, **load)))
         with Server(bench.scratch) as server:
             before = server.cpu_by_thread()
             result = bench.yardstick.load(server.port, server.pids, **load)
-            ours_us.append(result["srv_cpu_s"] / result["acked"] * 1e6)
+            ours_us.append(us_a_message(result))
             rates.append(result["msgs_s"])
             spent = profile(before, server.cpu_by_thread(), result["acked"])
     times = median(ours_us) / median(limit_us)
-    found = f"{median(ours_us):.1f} us beside {median(limit_us):.1f} us: {times:.2f} times, {median(rates):,.0f} msg/s"
-    figures = {"headwater_us": ours_us, "discard_us": limit_us, "msgs_s": rates}
+    found = (
+        f"{median(ours_us):.1f} us beside {median(limit_us):.1f} us: {times:.2f} times, {median(rates):,.0f} msg/s; "
+        f"{median(plain_us):.1f} us without io_uring"
+    )
+    figures = {
+        "headwater_us": ours_us,
+        "discard_us": limit_us,
+        "without_io_uring_us": plain_us,
+        "msgs_s": rates,
+    }
     return Row(number, what, REACH, found, judged(times <= TIMES), figures, [f"{spent}; connecting included"])
+
+
+def us_a_message(result: Mapping[str, Any]) -> float:
+    """CPU of the server, microseconds for each acknowledged message."""
+    return float(result["srv_cpu_s"] / result["acked"] * 1e6)

@@ -4,8 +4,8 @@
 //! it causes are those that others wait for. Its socket is not watched then, but looked at from time to time, which finds
 //! many messages at once: its acknowledgements come later, those of others as if it were not there.
 //!
-//! A sender that waits for its acknowledgements would be slowed down by that. It shows: it sends less than it did, is watched again, and
-//! left in peace for a while.
+//! A sender that waits for its acknowledgements would be slowed down by that. It shows: it sends less than it did, is
+//! watched again, and left in peace for a while.
 
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ pub(super) type Link = (u32, u32);
 pub(super) struct Hot {
     /// Who is being measured, and may be unwatched next.
     candidate: Option<Sender>,
+    /// Some, since each sent so large a part of all.
     unwatched: Vec<Sender>,
     next_look: Option<Instant>,
     /// Until when, and how long that is.
@@ -153,10 +154,8 @@ impl Hot {
 impl Worker {
     /// A read of this connection brought so many messages.
     pub(super) fn measure(&mut self, slot: u32, messages: u64) {
-        if self.conns.len() == 1 {
-            // Nobody else is there to wait for it.
-            return;
-        }
+        // Else nobody is there who would wait for it.
+        let others = self.conns.len() > 1;
         let Some(conn) = self.conns.get_mut(slot as usize).filter(|conn| conn.state == State::Up) else {
             return;
         };
@@ -164,7 +163,7 @@ impl Worker {
         let interest = match self.hot.found(link, messages, self.read_at) {
             Some(true) => Interest::READABLE | Interest::WRITABLE,
             Some(false) => return,
-            None if self.hot.sent(link, messages, self.lane.counters.received, self.read_at) => {
+            None if others && self.hot.sent(link, messages, self.lane.counters.received, self.read_at) => {
                 self.lane.counters.unwatched += 1;
                 Interest::WRITABLE
             }
