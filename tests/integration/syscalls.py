@@ -24,6 +24,8 @@ STRACE = shutil.which("strace")
 WRITES = ("pwrite64", "pwritev", "pwritev2")
 SYNCS = ("fdatasync", "fsync")
 SENDS = ("write", "writev", "sendto", "sendmsg")
+#: The call by which many sends leave at once. It does not show what they send; its result is how many they are.
+BATCHES = ("io_uring_enter",)
 #: Bytes of each argument that are shown: a commit in a test is shorter, the zeros behind it are not needed.
 _SHOWN = 1 << 18
 
@@ -76,7 +78,7 @@ class Trace:
     def __init__(self, pid: int, output: Path) -> None:
         assert STRACE is not None
         self._output = output
-        traced = ",".join((*WRITES, *SYNCS, *SENDS))
+        traced = ",".join((*WRITES, *SYNCS, *SENDS, *BATCHES))
         options = ["-f", "-xx", "-s", str(_SHOWN), "-e", f"trace={traced}", "-e", "signal=none"]
         self._messages = output.with_suffix(".messages")
         with self._messages.open("w") as messages:
