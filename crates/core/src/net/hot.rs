@@ -160,10 +160,12 @@ impl Worker {
             return;
         };
         let link = (slot, conn.link);
+        // With one message under way at a time it waits for each acknowledgement.
+        let candidate = others && conn.unacknowledged != 1;
         let interest = match self.hot.found(link, messages, self.read_at) {
             Some(true) => Interest::READABLE | Interest::WRITABLE,
             Some(false) => return,
-            None if others && self.hot.sent(link, messages, self.lane.counters.received, self.read_at) => {
+            None if candidate && self.hot.sent(link, messages, self.lane.counters.received, self.read_at) => {
                 self.lane.counters.unwatched += 1;
                 Interest::WRITABLE
             }

@@ -9,7 +9,8 @@
 //! Invariants: a PUBACK or PUBREC of success leaves only after the log has said that its turn is durable; PUBACKs keep the
 //! order of their PUBLISH packets; no thread waits for the log or for another thread; every buffer has a bound;
 //! locks, system calls and allocations belong to a pass, a connection or a turn, never to a message; a connection
-//! is written to once in a pass ([`pace`] says when passes begin).
+//! is written to once in a pass ([`pace`] says when passes begin, [`sends`] writes to many in one call, and what is in
+//! [`hot`] does not wake its loop).
 
 mod acceptor;
 mod access;

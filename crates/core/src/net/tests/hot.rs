@@ -61,3 +61,13 @@ fn an_unwatched_client_is_taken_over_by_its_next_connection() {
     assert!(again.ping().is_empty());
     fixture.until("the old connection's end", |c| c.connections == 2);
 }
+
+#[test]
+fn a_client_that_waits_for_each_acknowledgement_stays_watched() {
+    let fixture = Fixture::with(|options| options.threads = 1);
+    let (_other, mut client) = (fixture.v5("other"), fixture.v5("a"));
+    for _ in 0..2000 {
+        assert_eq!(client.publish("dt/s/a/telemetry", PAYLOAD), ReasonCode::Success);
+    }
+    assert_eq!(fixture.until("all of them", |c| c.decoded == 2000).unwatched, 0);
+}
