@@ -23,6 +23,8 @@ const OFTEN: u128 = 2;
 const TOO_OFTEN: u128 = 40;
 /// Part of the messages of its loop that it sends at least: among many of its kind, nobody waits for one of them.
 const SHARE: u64 = 4;
+/// Part of its messages that come ahead of an acknowledgement at least: who has one under way at a time waits for us.
+const AHEAD: u64 = 8;
 /// Part of its rate that it keeps at least if it does not wait for us.
 const KEPT: f64 = 0.75;
 /// Times in a row that it is measured with less before that counts: it may have been held up by something else.
@@ -53,8 +55,9 @@ pub(super) struct Hot {
 struct Sender {
     link: Link,
     since: Instant,
-    /// Its messages since then.
+    /// Its messages since then, and those that came ahead of an acknowledgement.
     messages: u64,
+    ahead: u64,
     /// Those that its loop had read in all then.
     total: u64,
     /// Messages a second before it was unwatched.
@@ -65,7 +68,7 @@ struct Sender {
 
 impl Sender {
     fn new(link: Link, now: Instant, total: u64) -> Sender {
-        Sender { link, since: now, messages: 0, total, before: 0.0, slow: 0 }
+        Sender { link, since: now, messages: 0, ahead: 0, total, before: 0.0, slow: 0 }
     }
 
     fn rate(&self, now: Instant) -> f64 {
@@ -76,8 +79,8 @@ impl Sender {
 impl Hot {
     /// A connection that is watched has sent so many messages. True: it is better left unwatched from now on.
     ///
-    /// total: of the loop so far
-    pub fn sent(&mut self, link: Link, messages: u64, total: u64, now: Instant) -> bool {
+    /// ahead: it did not wait for the acknowledgements of those before; total: messages of the loop so far
+    pub fn sent(&mut self, link: Link, messages: u64, ahead: bool, total: u64, now: Instant) -> bool {
         let sender = match &mut self.candidate {
             Some(sender) if sender.link == link => sender,
             Some(sender) if now.duration_since(sender.since) < 2 * MEASURE => return false,
@@ -90,6 +93,7 @@ impl Hot {
             }
         };
         sender.messages += messages;
+        sender.ahead += if ahead { messages } else { 0 };
         let passed = now.duration_since(sender.since);
         if passed < MEASURE {
             return false;
@@ -97,7 +101,8 @@ impl Hot {
         let (sender, all) = (*sender, total - sender.total);
         self.candidate = None;
         let a_ms = u128::from(sender.messages) * 1_000_000 / passed.as_nanos();
-        if sender.messages * SHARE < all || !(OFTEN..TOO_OFTEN).contains(&a_ms) {
+        let waits = sender.ahead * AHEAD < sender.messages;
+        if waits || sender.messages * SHARE < all || !(OFTEN..TOO_OFTEN).contains(&a_ms) {
             return false;
         }
         self.unwatched.push(Sender { before: sender.rate(now), ..Sender::new(link, now, total) });
@@ -160,12 +165,13 @@ impl Worker {
             return;
         };
         let link = (slot, conn.link);
-        // With one message under way at a time it waits for each acknowledgement.
-        let candidate = others && conn.unacknowledged != 1;
+        let ahead = conn.unacknowledged != 1;
         let interest = match self.hot.found(link, messages, self.read_at) {
             Some(true) => Interest::READABLE | Interest::WRITABLE,
             Some(false) => return,
-            None if candidate && self.hot.sent(link, messages, self.lane.counters.received, self.read_at) => {
+            None if others
+                && self.hot.sent(link, messages, ahead, self.lane.counters.received, self.read_at) =>
+            {
                 self.lane.counters.unwatched += 1;
                 Interest::WRITABLE
             }
@@ -208,8 +214,8 @@ mod tests {
     fn heat(hot: &mut Hot, start: Instant, from: u32, a_ms: u64, others: u64) -> Option<Instant> {
         (from..from + 500).find_map(|ms| {
             let (now, total) = (start + ms * MS, u64::from(ms) * (a_ms + others));
-            hot.sent((1, 1), others, total, now);
-            hot.sent(LINK, a_ms, total, now).then_some(now)
+            hot.sent((1, 1), others, true, total, now);
+            hot.sent(LINK, a_ms, true, total, now).then_some(now)
         })
     }
 
