@@ -25,7 +25,7 @@ class Costs:
     """
 
     flat_out_us: float = 0.48
-    one_per_write_us: float = 14.9
+    one_per_write_us: float = 11.6
     pipeline_us: float = 0.52
     kernel_bytes: float = 4_200
     connection_bytes: float = 440
