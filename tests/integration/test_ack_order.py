@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -164,12 +165,17 @@ class Counted:
         return durable
 
 
-def counted(tmp_path: Path, durability: str) -> Counted:
-    settings = [f"log.durability={durability}", "mqtt.threads=1"]
+def calls_of(load: Callable[[Server], None], tmp_path: Path, settings: list[str]) -> list[Call]:
+    """The system calls of a server under this load."""
     with Server(tmp_path / "data", CONFIG).start(settings) as server:
         with Trace(server.running["pid"], tmp_path / "trace") as trace:
-            publish_in_step(server)
-        found = Counted(trace.calls())
+            load(server)
+        return trace.calls()
+
+
+def counted(tmp_path: Path, durability: str) -> Counted:
+    settings = [f"log.durability={durability}", "mqtt.threads=1"]
+    found = Counted(calls_of(publish_in_step, tmp_path, settings))
     assert found.acknowledged == MANY * ROUNDS
     if not found.together:
         pytest.skip("this kernel, or the container, has no io_uring for us")
@@ -178,10 +184,7 @@ def counted(tmp_path: Path, durability: str) -> Counted:
 
 def traced(tmp_path: Path, durability: str) -> Order:
     settings = [f"log.durability={durability}", "mqtt.io_uring=false"]
-    with Server(tmp_path / "data", CONFIG).start(settings) as server:
-        with Trace(server.running["pid"], tmp_path / "trace") as trace:
-            publish_all(server)
-        return Order(trace.calls())
+    return Order(calls_of(publish_all, tmp_path, settings))
 
 
 MESSAGES = DEVICES * sum(BATCH if turn % 2 else 1 for turn in range(ROUNDS)) + REQUESTS

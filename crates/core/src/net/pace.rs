@@ -117,17 +117,29 @@ mod tests {
 
     fn play_with(
         pace: &mut Pace,
-        mut now: Instant,
+        now: Instant,
         messages: u64,
         acks: u64,
         reads: u64,
         bytes: u64,
     ) -> (Rest, Instant) {
         let mut read = (pace.window_messages, pace.window_acks, pace.window_reads, pace.bytes);
+        passes(pace, now, |_| {
+            read = (read.0 + messages, read.1 + acks, read.2 + reads, read.3 + bytes);
+            read
+        })
+    }
+
+    /// 100 passes; `read` gives messages, acknowledgements, reads and bytes since the loop began.
+    fn passes(
+        pace: &mut Pace,
+        mut now: Instant,
+        mut read: impl FnMut(Instant) -> (u64, u64, u64, u64),
+    ) -> (Rest, Instant) {
         for pass in 0.. {
             now += Duration::from_micros(100);
-            read = (read.0 + messages, read.1 + acks, read.2 + reads, read.3 + bytes);
-            let rest = pace.rest(now, read.0, read.1, read.2, read.3);
+            let (messages, acks, reads, bytes) = read(now);
+            let rest = pace.rest(now, messages, acks, reads, bytes);
             if pass == 99 {
                 return (rest, now);
             }
@@ -147,20 +159,10 @@ mod tests {
 
     /// Offers so many messages a millisecond for 100 passes, each read alone and acknowledged, however the loop rests.
     fn offer(pace: &mut Pace, start: Instant, per_ms: u64) -> (Rest, Instant) {
-        let mut now = start;
-        for pass in 0.. {
-            now += Duration::from_micros(100);
+        passes(pace, start, |now| {
             let read = now.duration_since(start).as_micros() as u64 * per_ms / 1000;
-            let rest = pace.rest(now, read, read, read, read * 120);
-            if pass == 99 {
-                return (rest, now);
-            }
-            now += match rest {
-                Rest::Sleep { until, .. } => until - now,
-                Rest::Mail => Duration::from_micros(500),
-            };
-        }
-        unreachable!()
+            (read, read, read, read * 120)
+        })
     }
 
     #[test]
