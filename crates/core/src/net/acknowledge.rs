@@ -32,6 +32,9 @@ impl Worker {
     }
 
     fn acknowledge(&mut self, acks: &Acks, result: &Result<(), LogError>) {
+        if let (Err(_), Some(changes)) = (result, &acks.changes) {
+            self.lane.unsaid.add(changes);
+        }
         let failure = result.as_ref().err().map(|error| {
             self.lane.counters.log_failures += 1;
             let code = code_of(error);
@@ -69,7 +72,7 @@ impl Worker {
                 let told =
                     conn.version == Version::V5 || (message.fate == Fate::DeadLettered && failed.is_none());
                 if message.exactly_once {
-                    code = conn.settle_incoming(message.packet_id, message.fate, code);
+                    code = conn.settle_incoming(message.packet_id, message.fate, code, failed.is_some());
                 }
                 if !here || closing.is_some() {
                     continue;

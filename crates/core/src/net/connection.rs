@@ -414,8 +414,14 @@ impl Connection {
         self.session.as_ref().map_or(0, |session| session.durable)
     }
 
-    /// A QoS 2 message is through the log, or not: gives the code of its PUBREC.
-    pub fn settle_incoming(&mut self, packet_id: u16, fate: Fate, code: ReasonCode) -> ReasonCode {
+    /// A QoS 2 message is through the log, or it has failed: gives the code of its PUBREC.
+    pub fn settle_incoming(
+        &mut self,
+        packet_id: u16,
+        fate: Fate,
+        code: ReasonCode,
+        failed: bool,
+    ) -> ReasonCode {
         let version = self.version;
         let Some(session) = &mut self.session else { return code };
         if fate == Fate::Repeated {
@@ -423,7 +429,7 @@ impl Connection {
             let known = session.incoming.contains(&packet_id);
             return if known { ReasonCode::Success } else { ReasonCode::UnspecifiedError };
         }
-        if frees_id(code, version, fate) {
+        if failed || frees_id(code, version, fate) {
             session.incoming.remove(&packet_id);
         }
         code

@@ -25,6 +25,8 @@ pub(super) struct Subscriber {
     group: u64,
 }
 
+/// Of the options, those that count after SUBSCRIBE.
+const OPTIONS: u8 = 0x0f;
 const NO_LOCAL: u64 = 0x04;
 const RETAIN_AS_PUBLISHED: u64 = 0x08;
 /// The client is away: other members of its shared subscription come first.
@@ -50,7 +52,7 @@ impl Subscriber {
 
     /// As it was written down; see [`SubscriptionOptions::to_byte`].
     pub fn restored(conn: ConnId, options: u8, identifier: u32, group: u64, session: u64) -> Subscriber {
-        Subscriber { conn, meta: session << 8 | u64::from(options & 0x0f), identifier, group }
+        Subscriber { conn, meta: session << 8 | u64::from(options & OPTIONS), identifier, group }
     }
 
     /// What finds the subscription of this connection, whatever its options are.
@@ -65,6 +67,11 @@ impl Subscriber {
 
     pub fn qos(self) -> QoS {
         QoS::from_bits(self.meta as u8 & 3).unwrap_or(QoS::AtMostOnce)
+    }
+
+    /// Options of the SUBSCRIBE packet with the granted QoS, and the subscription identifier.
+    pub fn granted(self) -> (u8, u32) {
+        (self.meta as u8 & OPTIONS, self.identifier)
     }
 
     fn session(self) -> u64 {

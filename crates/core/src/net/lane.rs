@@ -29,6 +29,7 @@ use super::sys::SysValues;
 use super::trace::Traces;
 use super::turn::{Acks, Staging};
 use super::unmatched::UnmatchedTopics;
+use super::unsaid::Unsaid;
 use crate::decode::{Decoded, Plain};
 use crate::log::{Log, LogError};
 use crate::mqtt::properties::{self, Property, PropertyId, Value};
@@ -169,6 +170,8 @@ pub(super) struct Lane {
     /// The log's queue was full; the turn stays staged.
     pub stalled: bool,
     pub spare: Vec<Acks>,
+    /// Changes of sessions that the log has not taken.
+    pub unsaid: Unsaid,
     pub fanout: Fanout,
     pub plain: Plain,
     pub decoded: Decoded,
@@ -212,6 +215,7 @@ impl Lane {
             flying_messages: 0,
             stalled: false,
             spare: Vec::new(),
+            unsaid: Unsaid::default(),
             fanout: Fanout::new(shared.inboxes.len()),
             plain: Plain::default(),
             decoded: Decoded::new(),

@@ -70,6 +70,7 @@ mod trace;
 mod transport;
 mod turn;
 mod unmatched;
+mod unsaid;
 mod upgrade;
 mod watch;
 mod websocket;

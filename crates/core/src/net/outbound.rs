@@ -13,7 +13,7 @@ use super::session::{Alias, GivenAliases};
 use super::turn::Staging;
 use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
 use crate::mqtt::{Ack, PacketType, Publish, QoS, ReasonCode, Version};
-use crate::sessions::Change;
+use crate::sessions::{self, Change};
 
 /// Emptied boxes kept for the next connection that writes.
 pub(super) type Pool = Vec<Box<Outbound>>;
@@ -207,6 +207,16 @@ impl Outbound {
     /// What waits for the client or its acknowledgement.
     pub fn waiting(&self) -> Waiting {
         Waiting { inflight: self.inflight.len(), queued: self.queue.len(), bytes: self.held.bytes }
+    }
+
+    /// How far a message of this id in the log has come, and its packet id; none: it is not kept any more.
+    pub fn step_of(&self, id: u64) -> Option<(sessions::Step, u16)> {
+        let sent = self.inflight.sent.iter().find(|sent| sent.id == id).map(|sent| match sent.step {
+            Step::Pubcomp => (sessions::Step::Released, sent.packet_id),
+            Step::Puback | Step::Pubrec => (sessions::Step::Sent, sent.packet_id),
+        });
+        let waits = || self.queue.iter().any(|message| message.id == id);
+        sent.or_else(|| waits().then_some((sessions::Step::Waits, 0)))
     }
 
     /// Nothing waits for the client, so the memory can serve another.

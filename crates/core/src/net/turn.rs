@@ -68,6 +68,8 @@ pub(super) struct Acks {
     pub bytes: usize,
     /// Those of changes of sessions.
     pub session_bytes: usize,
+    /// The changes of sessions themselves, for the case that the log does not take them.
+    pub changes: Option<Rows>,
     /// Connections, by slot and link, with bytes that leave when the turn is durable.
     pub gated: Vec<(u32, u32)>,
     /// For durable sessions, by thread: what goes to them when the turn is durable.
@@ -87,6 +89,7 @@ impl Acks {
         self.rows = 0;
         self.bytes = 0;
         self.session_bytes = 0;
+        self.changes.iter_mut().for_each(Rows::clear);
         self.downlink = 0;
         self.gated.clear();
         self.later.clear();
@@ -330,8 +333,14 @@ impl Staging {
     }
 
     /// Takes the acknowledgements of a turn that was submitted, leaves `empty` in their place and clears the rows.
-    pub fn submitted(&mut self, empty: Acks) -> Acks {
+    pub fn submitted(&mut self, mut empty: Acks) -> Acks {
         let keep = self.used.len() <= KEPT_TABLES;
+        if let Some(table) =
+            self.tables.last_mut().and_then(Option::as_mut).filter(|table| !table.rows.is_empty())
+        {
+            let rows = empty.changes.take().unwrap_or_else(|| Rows::new(self.sessions.clone()));
+            self.acks.changes = Some(std::mem::replace(&mut table.rows, rows));
+        }
         for at in self.used.drain(..) {
             match self.tables.get_mut(at) {
                 Some(Some(table)) if keep => {

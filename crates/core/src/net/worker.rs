@@ -58,7 +58,7 @@ pub(super) struct Worker {
     /// Connections that may have something to read.
     pub(super) ready: Vec<u32>,
     /// Those among them that have not been greeted yet or whose peers have hung up: they come behind the others.
-    behind: VecDeque<u32>,
+    pub(super) behind: VecDeque<u32>,
     /// Accepted and not taken over yet.
     pub(super) accepted: VecDeque<Transport>,
     /// Connections that are not read until their rates allow it, and their links.
@@ -133,6 +133,7 @@ impl Worker {
             self.release();
             self.open_some();
             self.look_at_unwatched();
+            self.say_again();
             self.read_ready();
             self.turn();
             self.deliver_own();

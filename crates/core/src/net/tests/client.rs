@@ -151,12 +151,17 @@ impl Client {
         }
     }
 
-    /// Subscribes and gives the codes of the SUBACK.
-    pub fn subscribe(&mut self, filters: &[(&str, SubscriptionOptions)]) -> Vec<u8> {
+    pub fn send_subscribe(&mut self, filters: &[(&str, SubscriptionOptions)]) -> u16 {
         let packet_id = self.next_id();
         let mut out = Vec::new();
         Subscribe::encode(packet_id, Properties::NONE, filters, self.version, &mut out);
         self.send(&out);
+        packet_id
+    }
+
+    /// Subscribes and gives the codes of the SUBACK.
+    pub fn subscribe(&mut self, filters: &[(&str, SubscriptionOptions)]) -> Vec<u8> {
+        let packet_id = self.send_subscribe(filters);
         let received = self.receive();
         match received.packet() {
             Packet::Suback(suback) => {
@@ -172,11 +177,17 @@ impl Client {
         assert_eq!(self.subscribe(&[(filter, SubscriptionOptions::new(qos))]), [qos as u8]);
     }
 
-    pub fn unsubscribe(&mut self, filters: &[&str]) -> Vec<u8> {
+    pub fn send_unsubscribe(&mut self, filters: &[&str]) -> u16 {
         let packet_id = self.next_id();
         let mut out = Vec::new();
         Unsubscribe::encode(packet_id, Properties::NONE, filters, self.version, &mut out);
         self.send(&out);
+        packet_id
+    }
+
+    /// Unsubscribes and gives the codes of the UNSUBACK.
+    pub fn unsubscribe(&mut self, filters: &[&str]) -> Vec<u8> {
+        let packet_id = self.send_unsubscribe(filters);
         let received = self.receive();
         match received.packet() {
             Packet::Unsuback(unsuback) => {

@@ -16,10 +16,10 @@ use crate::mqtt::{
 };
 
 /// A server whose files forget, which is killed and starts again.
-struct Server {
-    log_files: Forgetful,
+pub(super) struct Server {
+    pub log_files: Forgetful,
     files: Forgetful,
-    fixture: Fixture,
+    pub fixture: Fixture,
 }
 
 fn start(log_files: &Forgetful, files: &Forgetful, change: impl FnOnce(&mut GatewayOptions)) -> Fixture {
@@ -32,7 +32,7 @@ fn start(log_files: &Forgetful, files: &Forgetful, change: impl FnOnce(&mut Gate
 
 impl Server {
     /// With one thread, so that what is acknowledged to one client says that all before it is written.
-    fn new() -> Server {
+    pub fn new() -> Server {
         Server::with(|options| options.threads = 1)
     }
 
@@ -42,7 +42,7 @@ impl Server {
     }
 
     /// What was written stays, whether it was synced or not.
-    fn killed(self) -> Server {
+    pub fn killed(self) -> Server {
         self.killed_with(|options| options.threads = 1)
     }
 
@@ -65,24 +65,24 @@ impl Server {
     }
 
     /// Connects and gives the client and whether there was a session.
-    fn resumed(&self, connect: &Connect<'_>) -> (Client, bool) {
+    pub fn resumed(&self, connect: &Connect<'_>) -> (Client, bool) {
         let mut client = self.fixture.raw();
         let (_, session_present) = client.resume(connect);
         (client, session_present)
     }
 }
 
-fn expiry(seconds: u32) -> Vec<u8> {
+pub(super) fn expiry(seconds: u32) -> Vec<u8> {
     encode(&[Property { id: PropertyId::SessionExpiryInterval, value: Value::FourByte(seconds) }])
 }
 
 /// A CONNECT of MQTT 5 that goes on with its session.
-fn lasting<'a>(client_id: &'a str, raw: &'a [u8]) -> Connect<'a> {
+pub(super) fn lasting<'a>(client_id: &'a str, raw: &'a [u8]) -> Connect<'a> {
     let properties = Properties::check(raw, Place::In(PacketType::Connect)).unwrap();
     Connect { clean_start: false, properties, ..connect(Version::V5, client_id) }
 }
 
-fn exactly_once<'a>(topic: &'a str, payload: &'a [u8], packet_id: u16) -> Publish<'a> {
+pub(super) fn exactly_once<'a>(topic: &'a str, payload: &'a [u8], packet_id: u16) -> Publish<'a> {
     Publish { qos: QoS::ExactlyOnce, ..publish(topic, payload, packet_id) }
 }
 
@@ -465,7 +465,7 @@ impl Receiver {
     }
 }
 
-fn success(ty: PacketType, packet_id: u16) -> Ack<'static> {
+pub(super) fn success(ty: PacketType, packet_id: u16) -> Ack<'static> {
     Ack { ty, packet_id, reason: ReasonCode::Success, properties: Properties::NONE }
 }
 

@@ -18,6 +18,7 @@ mod sessions;
 mod shared;
 mod subscribing;
 mod transports;
+mod unsaid;
 mod wills;
 
 use std::sync::Arc;
