@@ -2,7 +2,8 @@
 //!
 //! A device with thousands of messages a second, each in a write of its own, wakes its loop for each, and the commits that
 //! it causes are those that others wait for. Its socket is not watched then, but looked at from time to time, which finds
-//! many messages at once: its acknowledgements come later, those of others as if it were not there.
+//! many messages at once: its acknowledgements come later, those of others as if it were not there. What a look finds is
+//! read in slices between which others have their turn, and gets no commit of its own where one of others comes soon.
 //!
 //! A sender that waits for its acknowledgements would be slowed down by that. It shows: it sends less than it did, is
 //! watched again, and left in peace for a while.
@@ -16,6 +17,10 @@ use super::worker::Worker;
 
 /// From one look to the next.
 const APART: Duration = Duration::from_millis(16);
+/// Read of an unwatched connection before others have their turn: some ten messages.
+const SLICE_BYTES: usize = 4 << 10;
+/// For how long its messages wait for a commit of others.
+const RIDE: Duration = Duration::from_millis(8);
 /// Time over which a sender is measured, before its socket is left unwatched and again while it is.
 const MEASURE: Duration = Duration::from_millis(50);
 /// Messages a millisecond that are worth it, and that are too many to gather.
@@ -49,6 +54,16 @@ pub(super) struct Hot {
     spared: Vec<(Link, Instant, Duration)>,
     /// Messages of unwatched senders so far.
     pub messages: u64,
+    riding: Riding,
+}
+
+/// Messages of unwatched senders that are staged.
+#[derive(Debug, Default)]
+struct Riding {
+    /// The turn that they are staged for.
+    turn: u64,
+    messages: usize,
+    until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,10 +124,28 @@ impl Hot {
         true
     }
 
-    /// A connection has sent so many messages. True: it is to be watched again; none: it is watched.
-    pub fn found(&mut self, link: Link, messages: u64, now: Instant) -> Option<bool> {
+    /// How much to read of a connection at a time, at most.
+    #[inline]
+    pub fn slice(&self, link: Link) -> usize {
+        let unwatched = self.unwatched.iter().any(|sender| sender.link == link);
+        if unwatched { SLICE_BYTES } else { usize::MAX }
+    }
+
+    /// Whether the messages that are staged for this turn are all of unwatched senders and wait for others.
+    fn rides(&self, turn: u64, messages: usize, now: Instant) -> bool {
+        let riding = &self.riding;
+        (riding.turn, riding.messages) == (turn, messages) && riding.until.is_some_and(|until| now < until)
+    }
+
+    /// A connection has sent so many messages, which are staged for this turn. True: it is to be watched again; none: it
+    /// is watched.
+    pub fn found(&mut self, link: Link, messages: u64, turn: u64, now: Instant) -> Option<bool> {
         let at = self.unwatched.iter().position(|sender| sender.link == link)?;
         self.messages += messages;
+        if self.riding.turn != turn {
+            self.riding = Riding { turn, messages: 0, until: Some(now + RIDE) };
+        }
+        self.riding.messages += messages as usize;
         let sender = &mut self.unwatched[at];
         sender.messages += messages;
         if now.duration_since(sender.since) < MEASURE {
@@ -134,12 +167,12 @@ impl Hot {
         Some(true)
     }
 
-    /// How long the loop may wait for other things.
-    pub fn patience(&self, now: Instant) -> Option<Duration> {
-        if self.unwatched.is_empty() {
-            return None;
-        }
-        Some(self.next_look.map_or(Duration::ZERO, |next| next.saturating_duration_since(now)))
+    /// How long the loop may wait for other things while it stages for this turn.
+    pub fn patience(&self, turn: u64, now: Instant) -> Option<Duration> {
+        let ride = self.riding.until.filter(|until| self.riding.turn == turn && now < *until);
+        let look = (!self.unwatched.is_empty()).then(|| self.next_look.unwrap_or(now));
+        let next = ride.into_iter().chain(look).min();
+        next.map(|next| next.saturating_duration_since(now))
     }
 
     /// If it is time, gives `look` each unwatched connection, and whether it has been silent for so long that it is to be
@@ -166,7 +199,7 @@ impl Worker {
         };
         let link = (slot, conn.link);
         let ahead = conn.unacknowledged != 1;
-        let interest = match self.hot.found(link, messages, self.read_at) {
+        let interest = match self.hot.found(link, messages, self.lane.staging.turn, self.read_at) {
             Some(true) => Interest::READABLE | Interest::WRITABLE,
             Some(false) => return,
             None if others
@@ -181,6 +214,15 @@ impl Worker {
             // If it fails the peer has gone, which reading shows.
             let _ = self.poll.registry().reregister(socket, Token(slot as usize), interest);
         }
+    }
+
+    /// Whether what is staged goes with the next turn of others.
+    pub(super) fn rides(&self) -> bool {
+        let staging = &self.lane.staging;
+        self.stop.is_none()
+            && self.hot.riding.turn == staging.turn
+            && staging.acks.session_bytes == 0
+            && self.hot.rides(staging.turn, staging.acks.messages.len(), Instant::now())
     }
 
     /// Puts unwatched connections on the list of those that may have something to read, when it is time.
@@ -231,12 +273,31 @@ mod tests {
                 true
             });
             assert_eq!(looked, [(LINK, false)]);
-            assert_eq!(hot.found(LINK, 160, now), Some(false));
+            assert_eq!(hot.found(LINK, 160, 1, now), Some(false));
             hot.look(now + MS, |_, _| panic!("too early"));
-            assert_eq!(hot.patience(now), Some(APART));
+            assert_eq!(hot.patience(2, now), Some(APART));
             now += APART;
         }
         assert_eq!(hot.messages, 160_000);
+    }
+
+    #[test]
+    fn what_a_look_finds_goes_with_the_turn_of_others_or_after_a_while() {
+        let (mut hot, start) = (Hot::default(), Instant::now());
+        let now = heat(&mut hot, start, 0, 10, 1).unwrap();
+        assert!(!hot.rides(1, 0, now));
+        assert_eq!((hot.slice(LINK), hot.slice((1, 1))), (SLICE_BYTES, usize::MAX));
+        for turn in [1, 2] {
+            hot.look(now, |_, _| true);
+            hot.found(LINK, 40, turn, now);
+            hot.found(LINK, 30, turn, now + MS);
+            assert!(hot.rides(turn, 70, now + MS), "alone");
+            assert!(!hot.rides(turn, 71, now + MS), "with one of others");
+            assert!(!hot.rides(turn + 1, 70, now + MS), "in another turn");
+            assert_eq!(hot.patience(turn, now + MS), Some(RIDE - MS));
+            assert!(!hot.rides(turn, 70, now + RIDE), "for long enough");
+            assert_eq!(hot.patience(turn, now + RIDE), Some(APART - RIDE));
+        }
     }
 
     #[test]
@@ -249,7 +310,7 @@ mod tests {
 
     /// Looks that it takes until a sender with so many messages at each is watched again.
     fn looks(hot: &mut Hot, unwatched: Instant, messages: u64) -> Option<u32> {
-        (1..100).find(|look| hot.found(LINK, messages, unwatched + *look * APART) == Some(true))
+        (1..100).find(|look| hot.found(LINK, messages, 1, unwatched + *look * APART) == Some(true))
     }
 
     #[test]
@@ -258,11 +319,11 @@ mod tests {
         let mut from = 0;
         for peace in [1, 2, 4, 8, 16, 32, 64, 64] {
             let unwatched = heat(&mut hot, start, from, 20, 1).unwrap();
-            assert_eq!(hot.found((1, 1), 1, unwatched), None);
+            assert_eq!(hot.found((1, 1), 1, 1, unwatched), None);
             // It has 20 messages under way, so that is what each look finds.
             let now = unwatched + looks(&mut hot, unwatched, 20).unwrap() * APART;
             assert!(now - unwatched <= (SLOW + 1) * MEASURE);
-            assert_eq!(hot.patience(now), None);
+            assert_eq!(hot.patience(2, now), None);
             from = (now - start).as_millis() as u32;
             assert_eq!(heat(&mut hot, start, from, 20, 1), None);
             from += peace * 1000;
@@ -276,7 +337,7 @@ mod tests {
         for look in 0..1000 {
             now += APART;
             let held_up = look % 20 < 8;
-            assert_eq!(hot.found(LINK, if held_up { 1 } else { 160 }, now), Some(false), "{look}");
+            assert_eq!(hot.found(LINK, if held_up { 1 } else { 160 }, 1, now), Some(false), "{look}");
         }
     }
 
@@ -285,10 +346,10 @@ mod tests {
         let (mut hot, start) = (Hot::default(), Instant::now());
         let now = heat(&mut hot, start, 0, 10, 1).unwrap();
         hot.look(now + 11 * MEASURE, |_, silent| silent);
-        assert_eq!(hot.patience(now), None);
+        assert_eq!(hot.patience(2, now), None);
         let now = heat(&mut hot, start, 1000, 10, 1).unwrap();
         hot.look(now + APART, |_, _| false);
-        assert_eq!(hot.patience(now), None);
+        assert_eq!(hot.patience(2, now), None);
     }
 
     #[test]
@@ -296,7 +357,7 @@ mod tests {
         let (mut hot, now) = (Hot::default(), Instant::now());
         for link in 0..1000 {
             hot.unwatched.push(Sender { before: 20e3, ..Sender::new((link, 1), now, 0) });
-            let found = |times| hot.found((link, 1), 1, now + times * 2 * MEASURE);
+            let found = |times| hot.found((link, 1), 1, 1, now + times * 2 * MEASURE);
             assert_eq!((1..=SLOW).map(found).last(), Some(Some(true)));
         }
         assert_eq!(hot.spared.len(), MOST_SPARED);

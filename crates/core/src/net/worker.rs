@@ -169,7 +169,8 @@ impl Worker {
 
     /// Whether something was staged after the pass had submitted its turn.
     fn owes_turn(&self) -> bool {
-        !self.lane.staging.is_empty() && self.lane.flights.len() < MAX_FLIGHTS && !self.lane.stalled
+        let may = self.lane.flights.len() < MAX_FLIGHTS && !self.lane.stalled;
+        may && !self.lane.staging.is_empty() && !self.rides()
     }
 
     /// Waits until a pass has something to do.
@@ -178,7 +179,10 @@ impl Worker {
         let now = Instant::now();
         let watched = counters.received - self.hot.messages;
         let rest = self.pace.rest(now, watched, counters.acks, self.reads, counters.bytes_in);
-        let timeout = self.hot.patience(now).map_or(self.timeout(), |patience| patience.min(self.timeout()));
+        let timeout = self
+            .hot
+            .patience(self.lane.staging.turn, now)
+            .map_or(self.timeout(), |patience| patience.min(self.timeout()));
         let shared = Arc::clone(&self.lane.shared);
         let inbox = shared.inboxes.get(usize::from(self.lane.thread)).filter(|_| !timeout.is_zero());
         let Some(inbox) = inbox else { return self.poll.poll(events, Some(timeout)) };
@@ -330,7 +334,7 @@ impl Worker {
             conn.held_back = true;
             return false;
         }
-        let mut most = buffer.len();
+        let mut most = buffer.len().min(self.hot.slice((slot, conn.link)));
         if conn.rates.is_some() && conn.state == State::Up {
             match self.turn_of(slot) {
                 Turn::Waits => return false,
@@ -441,7 +445,8 @@ impl Worker {
         let staged = &self.lane.staging;
         let full = staged.acks.bytes >= self.lane.shared.options.turn_bytes;
         let last = self.lane.next.is_some();
-        if !staged.is_empty() && (self.lane.flights.len() < MAX_FLIGHTS || full || last) {
+        let may = self.lane.flights.len() < MAX_FLIGHTS && !self.rides();
+        if !staged.is_empty() && (may || full || last) {
             self.lane.submit();
             self.settle();
         }
