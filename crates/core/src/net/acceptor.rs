@@ -26,9 +26,13 @@ use crate::mqtt::ReasonCode;
 const WATCH: Duration = Duration::from_secs(1);
 /// It is said at most once in this many ticks that connections wait to be accepted.
 const TOLD_TICKS: u32 = 100;
-/// A second's connections are accepted in so many slices, one each `SLICE`.
-const SLICES: u32 = 100;
-const SLICE: Duration = Duration::from_millis(10);
+/// Connections of a second are spread over it, since live clients wait for those that come together; a bound below 100 a
+/// second holds over the second alone.
+const LONGEST_GAP: Duration = Duration::from_millis(10);
+/// So much of that is made up for where nobody came, or the acceptor came late.
+const LATE: Duration = Duration::from_millis(10);
+/// The shortest wait for the next one.
+const STEP: Duration = Duration::from_millis(1);
 
 pub(super) struct Acceptor {
     poll: Poll,
@@ -38,13 +42,12 @@ pub(super) struct Acceptor {
     shared: Arc<Shared>,
 }
 
-/// How fast a listener accepts where that is bounded: its connections of a second, in slices, so that the loops have
-/// no thousands of CONNECTs in one pass.
+/// How fast a listener accepts where that is bounded.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     bucket: Bucket,
-    /// Not before; None: at once.
-    next: Option<Instant>,
+    /// When the next connection is due.
+    next: Instant,
     /// It stopped at its bound, so who is accepted next has waited.
     held: bool,
     /// Tick at which it was said last that connections wait.
@@ -60,7 +63,7 @@ impl Acceptor {
         let tick = shared.options.clock.tick();
         let pace = |listener: &Arc<Listener>| {
             let bucket = Bucket::full(listener.options.limits.connect_rate, tick);
-            Pace { bucket, next: None, held: false, told: None }
+            Pace { bucket, next: shared.started, held: false, told: None }
         };
         let paces = shared.listeners.iter().map(pace).collect();
         Ok(Acceptor { poll, sockets, paces, shared })
@@ -97,19 +100,17 @@ impl Acceptor {
         let tick = self.shared.options.clock.tick();
         pace.bucket.refill(rate, tick);
         let now = Instant::now();
-        if let Some(next) = pace.next.filter(|next| rate > 0 && *next > now) {
-            return Some(next - now);
-        }
-        let mut left = rate.div_ceil(SLICES);
+        let gap = Duration::from_secs(1).checked_div(rate).unwrap_or_default().min(LONGEST_GAP);
+        pace.next = pace.next.max(now.checked_sub(LATE).unwrap_or(now));
         loop {
-            if rate > 0 && (left == 0 || pace.bucket.is_empty()) {
+            if rate > 0 && (pace.next > now || pace.bucket.is_empty()) {
                 pace.held = true;
-                pace.next = Some(now + SLICE);
-                return Some(SLICE);
+                let empty = if pace.bucket.is_empty() { LONGEST_GAP } else { STEP };
+                return Some(pace.next.saturating_duration_since(now).max(empty));
             }
             match socket.accept() {
                 Ok((socket, _)) => {
-                    left = left.saturating_sub(1);
+                    pace.next += gap;
                     pace.bucket.take(1);
                     if std::mem::take(&mut pace.held) {
                         self.held_back(listener, pace, tick);

@@ -20,6 +20,7 @@ mod clock;
 mod closes;
 mod connection;
 mod counters;
+mod crowd;
 mod delivering;
 mod downlink;
 mod ending;

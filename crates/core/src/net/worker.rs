@@ -15,6 +15,7 @@ use slab::Slab;
 
 use super::clock::{TICK_MS, now_us};
 use super::connection::{Connection, State};
+use super::crowd::Crowd;
 use super::ending::Ending;
 use super::events::EventKind;
 use super::fanout::Reading;
@@ -42,9 +43,6 @@ const NAP: Duration = Duration::from_millis(1);
 const HURRY_BYTES: usize = 4 << 10;
 /// Deliveries waiting in another thread's inbox above which this one stops reading.
 const MAX_INBOX_BYTES: usize = 32 << 20;
-/// Sockets taken over, and handshakes and ends handled, in one pass. Each costs some microseconds, and live clients wait
-/// for the end of a pass.
-const NEW_PER_PASS: usize = 32;
 /// Token of the inbox's waker; connections have their slot.
 pub(super) const WAKE: Token = Token(usize::MAX);
 
@@ -68,6 +66,7 @@ pub(super) struct Worker {
     buffer: Vec<u8>,
     pub(super) sends: Sends,
     pub(super) hot: Hot,
+    crowd: Crowd,
     /// When the pass began to read.
     pub(super) read_at: Instant,
     pace: Pace,
@@ -88,6 +87,7 @@ impl Worker {
             wheel: Wheel::new(lane.tick),
             pace: Pace::new(lane.shared.started),
             hot: Hot::default(),
+            crowd: Crowd::new(lane.shared.started),
             read_at: lane.shared.started,
             reads: 0,
             due: Vec::new(),
@@ -156,15 +156,21 @@ impl Worker {
             Duration::from_millis(1)
         } else if self.has_work() {
             Duration::ZERO
+        } else if self.is_crowded() {
+            self.crowd.patience(Instant::now()).min(Duration::from_millis(TICK_MS))
         } else {
             Duration::from_millis(TICK_MS)
         }
     }
 
+    /// Whether somebody waits to be greeted or to be let go.
+    fn is_crowded(&self) -> bool {
+        !self.behind.is_empty() || !self.accepted.is_empty()
+    }
+
     /// Whether the next pass has something to do, whatever happens meanwhile.
     fn has_work(&self) -> bool {
-        let left = !self.ready.is_empty() || !self.behind.is_empty() || !self.accepted.is_empty();
-        left || self.lane.replays.ready || self.review.is_under_way() || self.owes_turn()
+        !self.ready.is_empty() || self.lane.replays.ready || self.review.is_under_way() || self.owes_turn()
     }
 
     /// Whether something was staged after the pass had submitted its turn.
@@ -237,7 +243,11 @@ impl Worker {
     }
 
     fn open_some(&mut self) {
-        for _ in 0..NEW_PER_PASS {
+        let counters = &self.lane.counters;
+        if self.is_crowded() {
+            self.crowd.pass(counters.received + counters.delivered, Instant::now());
+        }
+        for _ in 0..self.crowd.admitted {
             let Some(socket) = self.accepted.pop_front() else { break };
             self.open(socket);
         }
@@ -295,7 +305,7 @@ impl Worker {
         if idle || unread {
             return;
         }
-        self.ready.extend(self.behind.drain(..self.behind.len().min(NEW_PER_PASS)));
+        self.ready.extend(self.behind.drain(..self.behind.len().min(self.crowd.admitted)));
         self.lane.received_at_us = now_us();
         self.read_at = Instant::now();
         let mut ready = std::mem::take(&mut self.ready);
