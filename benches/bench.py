@@ -30,3 +30,9 @@ class Bench:
     log_gb: float
     yardstick: Yardstick | None
     mosquitto: str | None
+
+    def other(self) -> Path:
+        """A directory for a second server."""
+        other = self.scratch / "other"
+        other.mkdir(exist_ok=True)
+        return other

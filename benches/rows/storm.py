@@ -2,6 +2,7 @@
 
 Beside their 99th percentile that of the server's own histogram, from PUBLISH read to PUBACK handed to the socket,
 before and during the storm together: the rest is spent outside the server's own code, in kernel, sockets and clients.
+How much of that is no server's matter shows the same storm at another server of the machine.
 """
 
 from __future__ import annotations
@@ -55,34 +56,44 @@ class Live:
 
 
 def run(bench: Bench) -> list[Row]:
-    """Live clients alone, then with the storm beside them, until the storm is over."""
+    """Live clients alone, then with a storm beside them at another server and at theirs, until the storm is over."""
     clients = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - _SPARE)
     reconnects = 100_000 if bench.secs >= 4 else 2 * RATE
-    with Server(bench.scratch, f"[mqtt]\nmax_connect_rate = {RATE}\n{LOG_ALONE}") as server:
+    settings = f"[mqtt]\nmax_connect_rate = {RATE}\n{LOG_ALONE}"
+    with Server(bench.scratch, settings) as server:
         live = [Live(server.port, f"live-{n}") for n in range(_LIVE)]
         alone = _times(live, lambda begin: time.monotonic() - begin < 2 * bench.secs)
-        command = [sys.executable, "-m", "benches.storm", str(server.port), str(clients), str(reconnects)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            beside = _times(live, lambda _begin: process.poll() is None)
-            inside = server.metrics()['headwater_ack_latency_seconds{quantile="0.99"}']
-            assert process.stdout is not None
-            answer = process.stdout.read()
+        with Server(bench.other(), settings) as other:
+            elsewhere, _ = _storm(live, other.port, clients, reconnects)
+        beside, found = _storm(live, server.port, clients, reconnects)
+        inside = server.metrics()['headwater_ack_latency_seconds{quantile="0.99"}']
         for each in live:
             each.close()
-    if process.returncode != 0:
-        raise SystemExit(f"bench: the storm ended with code {process.returncode}")
-    found = json.loads(answer)
     factor = beside / alone
     rate = found["connections"] / found["seconds"]
     text = (
-        f"{factor:.2f} times ({beside * 1e3:.2f} ms, before {alone * 1e3:.2f} ms, inside {inside * 1e3:.2f} ms) while "
-        f"{found['connections']:,} connections came, {clients:,} at a time, {rate:,.0f}/s"
+        f"{factor:.2f} times ({beside * 1e3:.2f} ms, before {alone * 1e3:.2f} ms, inside {inside * 1e3:.2f} ms; with "
+        f"the storm at another server {elsewhere * 1e3:.2f} ms) while {found['connections']:,} connections came, "
+        f"{clients:,} at a time, {rate:,.0f}/s"
     )
     if found["refused"]:
         text += f"; {found['refused']:,} were refused"
     holds = factor <= _FACTOR and not found["refused"]
-    figures = {"alone_s": alone, "beside_s": beside, "inside_s": inside, **found}
+    figures = {"alone_s": alone, "beside_s": beside, "inside_s": inside, "elsewhere_s": elsewhere, **found}
     return [Row("10", WHAT, REACH, text, judged(holds), figures)]
+
+
+def _storm(live: list[Live], port: int, clients: int, reconnects: int) -> tuple[float, dict[str, float]]:
+    """A storm at the server of that port: the 99th percentile of the live clients beside it, and what it found."""
+    command = [sys.executable, "-m", "benches.storm", str(port), str(clients), str(reconnects)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        beside = _times(live, lambda _begin: process.poll() is None)
+        assert process.stdout is not None
+        answer = process.stdout.read()
+    if process.returncode != 0:
+        raise SystemExit(f"bench: the storm ended with code {process.returncode}")
+    found: dict[str, float] = json.loads(answer)
+    return beside, found
 
 
 def _times(live: list[Live], goes_on: Callable[[float], bool]) -> float:
