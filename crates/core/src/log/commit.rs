@@ -60,7 +60,13 @@ impl Committer {
             self.writer.sync_if_due(false);
         }
         self.writer.sync_if_due(true);
-        self.shared.published.lock().closed = true;
+        {
+            let mut published = self.shared.published.lock();
+            published.closed = true;
+            published.waiting.iter().for_each(|(_, changed)| {
+                changed.notify_all();
+            });
+        }
         self.shared.committed.notify_all();
         self.shared.room.notify_all();
     }

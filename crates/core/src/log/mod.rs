@@ -136,7 +136,7 @@ impl Log {
             queue: Mutex::new(Queue::default()),
             work: Condvar::new(),
             room: Condvar::new(),
-            published: Mutex::new(Published { commit, ends, segments, closed: false }),
+            published: Mutex::new(Published { commit, ends, segments, closed: false, waiting: Vec::new() }),
             committed: Condvar::new(),
             holds: Mutex::new(Holds::default()),
             counters: Mutex::new(counters),
@@ -270,6 +270,21 @@ impl Log {
             }
         }
         published.commit
+    }
+
+    /// Waits until the stream has durable rows behind these offsets, one for each partition; at the latest until
+    /// `timeout` is over or the log is closed. Commits of other streams wake nobody here. True: it has.
+    pub fn wait_rows(&self, stream: StreamId, seen: &[Offset], timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let seen: Vec<u64> = seen.iter().map(|offset| offset.0).collect();
+        let mut published = self.shared().published.lock();
+        let changed = published.changes_of(stream);
+        while published.ends.at_or_before(stream, &seen) {
+            if published.closed || changed.wait_until(&mut published, deadline).timed_out() {
+                return !published.ends.at_or_before(stream, &seen);
+            }
+        }
+        true
     }
 
     /// The key with this id in its partition.

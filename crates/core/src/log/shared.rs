@@ -108,9 +108,21 @@ pub struct Published {
     /// Oldest first; the last one is being written, unless a failure has ended it.
     pub segments: VecDeque<Arc<Segment>>,
     pub closed: bool,
+    /// Who waits for rows of one stream; few, and each stream once.
+    pub waiting: Vec<(StreamId, Arc<Condvar>)>,
 }
 
 impl Published {
+    /// Whoever waits for rows of this stream wakes up when rows of it are published.
+    pub fn changes_of(&mut self, stream: StreamId) -> Arc<Condvar> {
+        if let Some((_, changed)) = self.waiting.iter().find(|(waited_for, _)| *waited_for == stream) {
+            return changed.clone();
+        }
+        let changed = Arc::new(Condvar::new());
+        self.waiting.push((stream, changed.clone()));
+        changed
+    }
+
     pub fn starts(&self, stream: StreamId, partitions: u16) -> Vec<Offset> {
         match self.segments.front() {
             Some(oldest) => oldest.first().ends.of(stream, partitions),

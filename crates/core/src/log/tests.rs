@@ -279,6 +279,26 @@ fn wait_returns_with_the_commit_and_at_the_timeout() {
 }
 
 #[test]
+fn who_waits_for_rows_of_a_stream_gets_them_or_the_end() {
+    const OTHER: StreamId = StreamId(99);
+    let log = open(&Forgetful::new(), options()).unwrap();
+    let waits = |stream: StreamId, seen: u64| {
+        let log = log.clone();
+        let minute = Duration::from_secs(60);
+        std::thread::spawn(move || log.wait_rows(stream, &[Offset(seen); 4], minute))
+    };
+    assert!(!log.wait_rows(STREAM, &[Offset(0); 4], Duration::ZERO));
+    let (two, other) = ([waits(STREAM, 0), waits(STREAM, 0)], waits(OTHER, 0));
+    log.append(&[&rows(&[("a", 1, 1.0)])]).unwrap();
+    assert!(two.into_iter().all(|waiter| waiter.join().unwrap()));
+    assert!(log.wait_rows(STREAM, &[Offset(0); 4], Duration::ZERO));
+    let behind = waits(STREAM, 1);
+    assert!(!other.is_finished() && !behind.is_finished());
+    log.close();
+    assert!(!other.join().unwrap() && !behind.join().unwrap());
+}
+
+#[test]
 fn at_a_start_nothing_goes_before_the_last_reader_has_said_what_it_holds() {
     let storage = Forgetful::new();
     let options = LogOptions { retention_bytes: 128 << 10, ..options() };

@@ -280,6 +280,9 @@ impl Writer {
             published.commit = self.commit;
             for (stream, partition, next) in self.changed.drain(..) {
                 published.ends.set(stream, partition, next);
+                if let Some((_, changed)) = published.waiting.iter().find(|(waits, _)| *waits == stream) {
+                    changed.notify_all();
+                }
             }
             active.segment.set_end(active.durable);
             active.segment.mark(active.durable, &published.ends);

@@ -93,11 +93,11 @@ impl Downlink {
     }
 
     pub fn run(mut self) {
-        let mut seen = 0;
         while !self.shared.stopping.load(Ordering::SeqCst) {
-            seen = self.shared.log.wait(seen, PATIENCE);
-            // A busy log commits a thousand times a second; looking two hundred times is soon enough.
-            std::thread::sleep(PACE);
+            if self.shared.log.wait_rows(DOWNLINK, &self.reader.offsets(), PATIENCE) {
+                // A busy stream gets rows a thousand times a second; looking two hundred times is soon enough.
+                std::thread::sleep(PACE);
+            }
             loop {
                 match self.reader.read(BATCH_ROWS) {
                     Ok(Some(batch)) => self.deliver(&batch),
