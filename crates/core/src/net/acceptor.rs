@@ -105,8 +105,8 @@ impl Acceptor {
         loop {
             if rate > 0 && (pace.next > now || pace.bucket.is_empty()) {
                 pace.held = true;
-                let empty = if pace.bucket.is_empty() { LONGEST_GAP } else { STEP };
-                return Some(pace.next.saturating_duration_since(now).max(empty));
+                let least = if pace.bucket.is_empty() { LONGEST_GAP } else { STEP };
+                return Some(pace.next.saturating_duration_since(now).max(least));
             }
             match socket.accept() {
                 Ok((socket, _)) => {

@@ -17,7 +17,7 @@ use super::worker::Worker;
 
 /// From one look to the next.
 const APART: Duration = Duration::from_millis(16);
-/// Read of an unwatched connection before others have their turn: some ten messages.
+/// Read of an unwatched connection before others have their turn: some tens of messages.
 const SLICE_BYTES: usize = 4 << 10;
 /// For how long its messages wait for a commit of others.
 const RIDE: Duration = Duration::from_millis(8);
