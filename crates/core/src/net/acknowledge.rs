@@ -38,7 +38,11 @@ impl Worker {
         let failure = result.as_ref().err().map(|error| {
             self.lane.counters.log_failures += 1;
             let code = code_of(error);
-            let detail = format!("{} messages are not stored: {error}", acks.messages.len());
+            let what = match acks.messages.len() {
+                0 => "changes of sessions are not stored yet and will be written again".to_owned(),
+                messages => format!("{messages} messages are not stored"),
+            };
+            let detail = format!("{what}: {error}");
             self.lane.shared.events.add(EventKind::LogFailed, "", code, detail);
             (code, error.to_string())
         });

@@ -160,6 +160,8 @@ fn what_a_client_that_is_away_would_find_is_said_without_it() {
     let for_ever = expiry(u32::MAX);
     let (mut client, _) = server.resumed(&lasting("a", &for_ever));
     fails(&server, &mut client, |client| subscribe(client, "mine"));
+    let events = server.fixture.gateway().events();
+    assert!(events.iter().any(|event| event.detail.contains("changes of sessions")), "{events:?}");
     // Started, open, close and the subscription: nobody says anything, only time passes.
     server.fixture.until("the row", |_| {
         server.fixture.clock.advance(Duration::from_secs(1));
