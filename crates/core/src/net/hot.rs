@@ -16,11 +16,11 @@ use super::connection::State;
 use super::worker::Worker;
 
 /// From one look to the next.
-const APART: Duration = Duration::from_millis(16);
+const APART: Duration = Duration::from_millis(12);
 /// Read of an unwatched connection before others have their turn: some tens of messages.
 const SLICE_BYTES: usize = 4 << 10;
 /// For how long its messages wait for a commit of others.
-const RIDE: Duration = Duration::from_millis(8);
+const RIDE: Duration = Duration::from_millis(4);
 /// Time over which a sender is measured, before its socket is left unwatched and again while it is.
 const MEASURE: Duration = Duration::from_millis(50);
 /// Messages a millisecond that are worth it, and that are too many to gather.
