@@ -207,10 +207,4 @@ def test_none_of_many_that_leave_in_one_call_is_early(tmp_path: Path) -> None:
 
 
 def test_the_count_sees_acknowledgements_that_leave_early_in_one_call(tmp_path: Path) -> None:
-    def early_together(run: int) -> bool:
-        folder = tmp_path / str(run)
-        folder.mkdir()
-        return any(call.name in BATCHES for call in counted(folder, "async").early)
-
-    # The sync of a busy moment may come before its acknowledgements by chance, not of several runs.
-    assert any(early_together(run) for run in range(5))
+    assert any(call.name in BATCHES for call in counted(tmp_path, "async").early)
