@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.peer import PUBACK, Peer, publish
+from tests.integration.peer import PINGRESP, PUBACK, Peer, publish
 from tests.integration.server import Server
 from tests.integration.syscalls import BATCHES, SENDS, STRACE, SYNCS, WRITES, Call, Trace
 
@@ -124,6 +124,11 @@ def publish_in_step(server: Server) -> None:
                 answer = peer.read()
                 assert answer is not None
                 assert answer.kind == PUBACK
+        # The one loop there is has come back from the call that sent the last of them, and the trace has its end.
+        peers[0].send(b"\xc0\x00")
+        answer = peers[0].read()
+        assert answer is not None
+        assert answer.kind == PINGRESP
 
 
 class Counted:
