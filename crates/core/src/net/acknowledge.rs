@@ -8,7 +8,6 @@ use super::ending::Ending;
 use super::events::EventKind;
 use super::inbox::Mail;
 use super::lane::{End, Lane, reason_properties};
-use super::outbound::put_ack;
 use super::turn::{Acks, Fate};
 use super::worker::{MAX_FLIGHTS, Worker};
 use crate::log::LogError;
@@ -188,6 +187,17 @@ impl Lane {
         };
         *counter += 1;
     }
+}
+
+/// An acknowledgement without properties.
+pub(super) fn put_ack(
+    ty: PacketType,
+    packet_id: u16,
+    reason: ReasonCode,
+    version: Version,
+    out: &mut Vec<u8>,
+) {
+    Ack { ty, packet_id, reason, properties: Properties::NONE }.encode(version, out);
 }
 
 /// What a client is told when the log did not take its message.

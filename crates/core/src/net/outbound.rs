@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::access::{self, Access};
+use super::acknowledge::put_ack;
 use super::counters::Counters;
 use super::inflight::{Inflight, Step, WrongAck};
 use super::message::{Message, Outgoing};
@@ -12,7 +13,7 @@ use super::options::GatewayOptions;
 use super::session::{Alias, GivenAliases};
 use super::turn::Staging;
 use crate::mqtt::properties::{Properties, Property, PropertyId, Value};
-use crate::mqtt::{Ack, PacketType, Publish, QoS, ReasonCode, Version};
+use crate::mqtt::{PacketType, Publish, QoS, ReasonCode, Version};
 use crate::sessions::{self, Change};
 
 /// Emptied boxes kept for the next connection that writes.
@@ -476,17 +477,6 @@ fn owned(outgoing: Outgoing<'_>, manner: Manner, tick: u32) -> Message {
     let mut message = Message::new(outgoing, manner.qos, manner.retain, tick);
     (message.group, message.id) = (manner.group, manner.id);
     message
-}
-
-/// An acknowledgement without properties.
-pub(super) fn put_ack(
-    ty: PacketType,
-    packet_id: u16,
-    reason: ReasonCode,
-    version: Version,
-    out: &mut Vec<u8>,
-) {
-    Ack { ty, packet_id, reason, properties: Properties::NONE }.encode(version, out);
 }
 
 #[cfg(test)]

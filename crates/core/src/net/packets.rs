@@ -1,5 +1,6 @@
 //! From bytes to packets, and from each packet to its handler.
 
+use super::acknowledge::put_ack;
 use super::connection::{Connection, State};
 use super::fanout::Reading;
 use super::inflight::WrongAck;
@@ -7,7 +8,6 @@ use super::lane::{End, Flow, Lane, Shared};
 use super::on_connect::on_connect;
 use super::on_publish::on_publish;
 use super::on_subscribe::{on_subscribe, on_unsubscribe};
-use super::outbound::put_ack;
 use super::session::without_alias;
 use super::watch;
 use crate::mqtt::properties::PropertyId;
