@@ -24,14 +24,14 @@ class Costs:
     store_bytes:      the same in the table
     """
 
-    flat_out_us: float = 0.48
-    one_per_write_us: float = 11.6
-    pipeline_us: float = 0.52
+    flat_out_us: float = 0.36
+    one_per_write_us: float = 9.3
+    pipeline_us: float = 0.37
     kernel_bytes: float = 4_200
-    connection_bytes: float = 440
-    device_bytes: float = 241
-    log_bytes: float = 9.8
-    store_bytes: float = 3.9
+    connection_bytes: float = 434
+    device_bytes: float = 248
+    log_bytes: float = 9.7
+    store_bytes: float = 4.0
 
 
 #: As measured on the machine that `docs/performance.md` names.
