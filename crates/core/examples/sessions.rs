@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headwater_core::log::{Disk, Log, LogOptions};
-use headwater_core::net::{
-    Gateway, GatewayOptions, SessionFiles, dead_letters_schema, downlink_schema, raw_schema,
-};
+use headwater_core::net::{Gateway, GatewayOptions, dead_letters_schema, downlink_schema, raw_schema};
 use headwater_core::rows::{Cell, Rows};
 use headwater_core::schema::SchemaRef;
-use headwater_core::sessions::{Change, Open, SessionStore, StoredSubscription, sessions_schema};
+use headwater_core::sessions::{
+    Change, Open, SessionFiles, SessionStore, SessionTable, StoredSubscription, sessions_schema,
+};
 
 /// Sessions of one commit.
 const TOGETHER: u64 = 4096;
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let log = open(directory)?;
-    let (store, _) = SessionStore::open(Arc::new(Disk::open(&directory.join("sessions"))?), log.clone())?;
+    let (store, _) = SessionStore::open(files(directory)?, log.clone())?;
     for first in (1..=sessions).step_by(TOGETHER as usize) {
         let mut rows = Rows::new(SchemaRef::new(sessions_schema()));
         for id in first..(first + TOGETHER).min(sessions + 1) {
@@ -63,11 +63,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let began = Instant::now();
     let log = open(directory)?;
     let opened = began.elapsed();
-    let files = SessionFiles(Arc::new(Disk::open(&directory.join("sessions"))?));
     let options = GatewayOptions {
         address: ([127, 0, 0, 1], 0).into(),
         threads,
-        sessions: Some(files),
+        sessions: Some(files(directory)?),
         ..GatewayOptions::default()
     };
     let gateway = Gateway::start(log.clone(), options, vec![], vec![])?;
@@ -81,4 +80,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn open(directory: &Path) -> Result<Log, Box<dyn std::error::Error>> {
     let schemas = vec![raw_schema(), dead_letters_schema(), downlink_schema(), sessions_schema()];
     Ok(Log::open(&directory.join("log"), LogOptions::default(), schemas)?)
+}
+
+fn files(directory: &Path) -> std::io::Result<Arc<dyn SessionTable>> {
+    Ok(Arc::new(SessionFiles::new(Arc::new(Disk::open(&directory.join("sessions"))?))))
 }

@@ -9,9 +9,9 @@ use headwater_core::decode::{FieldSpec, Suggestion, suggest};
 use headwater_core::log::Disk;
 use headwater_core::net::{
     ClientCertificates, Clock, Gateway, GatewayError, GatewayOptions, Kicked, ListenerLimits,
-    ListenerOptions, LoopBusy, SessionFiles, StoredMessage, StreamBinding, TlsFiles, WebSocketOptions,
+    ListenerOptions, LoopBusy, StoredMessage, StreamBinding, TlsFiles, WebSocketOptions,
 };
-use headwater_core::sessions::SessionsError;
+use headwater_core::sessions::{SessionFiles, SessionTable, SessionsError};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
@@ -198,12 +198,12 @@ impl Options {
     }
 }
 
-fn session_files(py: Python<'_>, path: &Path) -> PyResult<SessionFiles> {
+fn session_files(py: Python<'_>, path: &Path) -> PyResult<Arc<dyn SessionTable>> {
     let disk = Disk::open(path).map_err(|error| {
         let why = format!("cannot open the directory of sessions {}: {error}", path.display());
         errors::raise(py, "DataDirectoryError", why)
     })?;
-    Ok(SessionFiles(Arc::new(disk)))
+    Ok(Arc::new(SessionFiles::new(Arc::new(disk))))
 }
 
 fn binding(py: Python<'_>, log: &PyLog, stream: &Declaration) -> PyResult<StreamBinding> {

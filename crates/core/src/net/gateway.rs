@@ -25,7 +25,7 @@ use super::inbox::{Inbox, Mail};
 use super::journal::first_session;
 use super::lane::{Durable, Shared};
 use super::listener::{Listener, ListenerOptions, ListenerStatus, listen};
-use super::options::{GatewayOptions, PLAIN, SessionFiles};
+use super::options::{GatewayOptions, PLAIN};
 use super::registry::Registry;
 use super::reload::reload_all;
 use super::restore::{append, keep_sessions, restore_all};
@@ -105,8 +105,8 @@ impl Gateway {
             .map(|poll| Ok(Inbox::new(Waker::new(poll.registry(), WAKE)?)))
             .collect::<io::Result<Vec<Inbox>>>()?;
         let (sessions, recovered) = match options.sessions.take() {
-            Some(SessionFiles(storage)) => {
-                let (store, recovered) = SessionStore::open(storage, log.clone())?;
+            Some(table) => {
+                let (store, recovered) = SessionStore::open(table, log.clone())?;
                 let epoch = log.epoch();
                 (Some(Durable { store, epoch, next_id: first_session(epoch).into() }), Some(recovered))
             }

@@ -93,7 +93,7 @@ pub use listener::{
     ClientCertificates, Failure, ListenerOptions, ListenerStatus, TlsFiles, WebSocketOptions,
 };
 pub use logins::{Certificate, Line, Login, LoginOptions, Logins, Principal};
-pub use options::{GatewayOptions, SessionFiles};
+pub use options::GatewayOptions;
 pub use retained::StoredMessage;
 pub use trace::{Trace, TraceFilter, TraceLine};
 pub use unmatched::Unmatched;

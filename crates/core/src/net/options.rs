@@ -8,21 +8,11 @@ use super::clock::Clock;
 use super::limits::ListenerLimits;
 use super::listener::ListenerOptions;
 use super::logins::Logins;
-use crate::log::Storage;
 use crate::mqtt::topic;
+use crate::sessions::SessionTable;
 
 /// Name of the listener that is always there.
 pub(super) const PLAIN: &str = "mqtt";
-
-/// The directory of durable sessions.
-#[derive(Clone)]
-pub struct SessionFiles(pub Arc<dyn Storage>);
-
-impl std::fmt::Debug for SessionFiles {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0.path())
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
@@ -77,7 +67,7 @@ pub struct GatewayOptions {
     /// wait are dropped and counted.
     pub max_total_queued_bytes: usize,
     /// Where sessions outlive the process. None: they end with it.
-    pub sessions: Option<SessionFiles>,
+    pub sessions: Option<Arc<dyn SessionTable>>,
     /// A connection that has not sent its CONNECT by then is closed.
     pub first_packet_timeout_s: u16,
     /// Of the plain listener.

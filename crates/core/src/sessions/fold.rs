@@ -18,8 +18,9 @@ pub(super) struct Start {
     pub clean: bool,
 }
 
+/// Of the rows behind a state.
 #[derive(Debug, Default)]
-pub(super) struct Fold {
+pub struct Fold {
     /// None: it has ended. Rows that come late find nobody.
     sessions: HashMap<u64, Option<Box<Overlay>>>,
     messages: HashMap<u64, Waiting>,
@@ -70,12 +71,12 @@ struct Opened {
 
 impl Fold {
     /// epoch, stopped, downlink: as the snapshot has them
-    pub fn new(epoch: u32, stopped: bool, downlink: u64) -> Fold {
+    pub(super) fn new(epoch: u32, stopped: bool, downlink: u64) -> Fold {
         Fold { epoch, stopped, downlink, ..Fold::default() }
     }
 
     /// ts: of the row, µs UTC; session: its column, 0 for changes of no session
-    pub fn apply(&mut self, ts: i64, session: u64, change: &Change<'_>) {
+    pub(super) fn apply(&mut self, ts: i64, session: u64, change: &Change<'_>) {
         match change {
             Change::Message(message, targets) => self.wait(ts, message, targets),
             Change::Started { epoch } => {

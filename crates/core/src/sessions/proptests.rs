@@ -1,13 +1,13 @@
-//! Random lives of sessions, with snapshots, kills and power cuts between them, against a model that applies each row to
-//! the sessions one after the other.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! Random lives of sessions, with snapshots, kills and power cuts between them, on every kind of table, against a model that
+//! applies each row to the sessions one after the other.
 
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_pcg::Pcg64;
+use std::collections::BTreeMap;
 
+use super::conformance::{Files, Place};
+use super::keyed::Keyed;
 use super::tests::{all, append, log, message};
 use super::*;
 use crate::log::Malformed;
@@ -228,12 +228,12 @@ impl Model {
     }
 }
 
-fn live(events: &[Event], seed: u64) {
+fn live<P: Place>(events: &[Event], seed: u64) {
     let mut random = Pcg64::seed_from_u64(seed);
-    let (mut files, mut log_files) = (Forgetful::new(), Forgetful::new());
+    let (mut place, mut log_files) = (P::default(), Forgetful::new());
     let mut model = Model::default();
     let mut the_log = log(&log_files);
-    let (mut store, _) = SessionStore::open(Arc::new(files.clone()), the_log.clone()).unwrap();
+    let (mut store, _) = SessionStore::open(place.table(), the_log.clone()).unwrap();
     let started = model.started();
     append(&the_log, &[(model.now, 0, started)]).unwrap();
     for event in events.iter().chain([&Event::Cut, &Event::Compact, &Event::Cut]) {
@@ -243,7 +243,7 @@ fn live(events: &[Event], seed: u64) {
         match event {
             Event::Compact => store.compact().unwrap(),
             Event::CutSnapshot(operations) => {
-                files.cut_after(*operations);
+                place.cut_after(*operations);
                 let _ = store.compact();
             }
             Event::Stop => {
@@ -257,15 +257,15 @@ fn live(events: &[Event], seed: u64) {
             continue;
         }
         let is_kill = matches!(event, Event::Kill | Event::Stop);
-        let (old, old_files) = (the_log, files.clone());
-        (files, log_files) = match is_kill {
-            true => (old_files.kill(), log_files.kill()),
-            false => (old_files.cut(&mut random), log_files.cut(&mut random)),
+        let old = the_log;
+        (place, log_files) = match is_kill {
+            true => (place.kill(), log_files.kill()),
+            false => (place.cut(&mut random), log_files.cut(&mut random)),
         };
         drop(store);
         old.close();
         the_log = log(&log_files);
-        let opened = SessionStore::open(Arc::new(files.clone()), the_log.clone()).unwrap();
+        let opened = SessionStore::open(place.table(), the_log.clone()).unwrap();
         store = opened.0;
         let found = all(&opened.1);
         assert_eq!(found, model.sorted(), "after {event:?}");
@@ -284,7 +284,8 @@ proptest! {
 
     #[test]
     fn whatever_happens_a_restart_gives_back_the_sessions(events in prop::collection::vec(event(), 0..60), seed: u64) {
-        live(&events, seed);
+        live::<Files>(&events, seed);
+        live::<Keyed>(&events, seed);
     }
 
     #[test]

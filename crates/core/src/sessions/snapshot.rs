@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::store::SessionsError;
 use super::stored::{Stored, StoredMessage};
+use super::table::{Header, Kept};
 use crate::log::{Cursor, Malformed, Storage, StorageFile, put_varint};
 
 const MAGIC: &[u8; 4] = b"HWSN";
@@ -22,20 +23,6 @@ enum Kind {
     Messages = 2,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Header {
-    /// The first row that is not in it.
-    pub offset: u64,
-    pub bytes: u64,
-    pub sessions: u64,
-    pub messages: u64,
-    /// One more than the highest offset of `_downlink` that was said, 0: none was.
-    pub downlink: u64,
-    /// Of the last start, and whether the server has stopped since in order.
-    pub epoch: u32,
-    pub stopped: bool,
-}
-
 pub(super) fn name_of(offset: u64) -> String {
     format!("{offset:016x}{SUFFIX}")
 }
@@ -46,6 +33,7 @@ pub(super) fn offset_of(name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
+/// As the file begins.
 impl Header {
     fn put(&self) -> [u8; HEADER_BYTES] {
         let mut out = Vec::with_capacity(HEADER_BYTES);
@@ -203,20 +191,6 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Number of blocks, of either kind.
-    pub fn blocks(&self) -> usize {
-        self.blocks.len()
-    }
-
-    /// The sessions of a block; none where it has messages.
-    pub fn sessions(&self, block: usize, each: impl FnMut(Stored)) -> Result<(), SessionsError> {
-        self.records(block, Kind::Sessions, Stored::parse, each)
-    }
-
-    pub fn messages(&self, block: usize, each: impl FnMut(StoredMessage)) -> Result<(), SessionsError> {
-        self.records(block, Kind::Messages, StoredMessage::parse, each)
-    }
-
     fn records<T>(
         &self,
         block: usize,
@@ -257,5 +231,24 @@ impl Snapshot {
 
     fn damaged(&self, byte: u64, found: impl Into<String>) -> SessionsError {
         SessionsError::Damaged { path: self.path.clone(), byte, found: found.into() }
+    }
+}
+
+/// A part is a block, of either kind.
+impl Kept for Snapshot {
+    fn header(&self) -> Header {
+        self.header
+    }
+
+    fn parts(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn sessions(&self, part: usize, each: &mut dyn FnMut(Stored)) -> Result<(), SessionsError> {
+        self.records(part, Kind::Sessions, Stored::parse, each)
+    }
+
+    fn messages(&self, part: usize, each: &mut dyn FnMut(StoredMessage)) -> Result<(), SessionsError> {
+        self.records(part, Kind::Messages, StoredMessage::parse, each)
     }
 }

@@ -1,6 +1,6 @@
-//! Sessions of one data directory: the newest snapshot and the rows behind it, and the next snapshot.
+//! Sessions between processes: the state that their table keeps and the rows behind it, and the next state.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 
 use super::change::Change;
 use super::fold::Fold;
-use super::snapshot::{Header, Snapshot, Writer, name_of, offset_of};
 use super::stored::{Stored, StoredMessage};
-use crate::log::{Log, LogError, Storage};
+use super::table::{Header, Kept, SessionTable};
+use crate::log::{Log, LogError};
 use crate::schema::{Offset, SESSIONS};
 
 /// Who holds the rows behind the snapshot.
@@ -45,6 +45,12 @@ pub enum SessionsError {
          not of one data directory; restore both, or move {path} away to begin without its sessions"
     )]
     Gap { path: String, offset: u64, start: u64, end: u64 },
+    #[error(
+        "the state of the sessions in {path} was not replaced: it is {} meanwhile and was {}; the next attempt goes on \
+         from there",
+        state(*.found), state(*.over)
+    )]
+    Overtaken { path: String, over: Option<u64>, found: Option<u64> },
     #[error("cannot read or write the changes of sessions: {0}")]
     Log(#[from] LogError),
 }
@@ -56,12 +62,22 @@ impl SessionsError {
     }
 }
 
+fn state(offset: Option<u64>) -> String {
+    offset.map_or_else(|| "none".to_owned(), |offset| format!("that before row {offset}"))
+}
+
+/// What the rows lie behind. Without a state, what the log does not have any more is not known.
+fn base(kept: Option<&dyn Kept>, log: &Log) -> Header {
+    let begin = || Header { offset: log.start(SESSIONS)[0].0, ..Header::default() };
+    kept.map_or_else(begin, Kept::header)
+}
+
 /// What the running gateway keeps of it.
 pub struct SessionStore {
-    storage: Arc<dyn Storage>,
+    table: Arc<dyn SessionTable>,
     log: Log,
-    /// Of the newest snapshot; offset 0 and no bytes: there is none.
-    base: Mutex<Header>,
+    /// Of the state that was read or put last.
+    last: Mutex<Header>,
     /// Bytes of rows behind it, about.
     grown: AtomicU64,
     /// What had been logged since the start when it was written.
@@ -71,37 +87,26 @@ pub struct SessionStore {
 
 /// All sessions as the last process left them.
 pub struct Recovered {
-    snapshot: Option<Snapshot>,
+    kept: Option<Box<dyn Kept>>,
     fold: Fold,
     messages: HashMap<u64, StoredMessage>,
 }
 
 impl std::fmt::Debug for SessionStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "sessions in {}", self.storage.path())
+        self.table.fmt(f)
     }
 }
 
 impl SessionStore {
     /// Reads what is there, and holds the rows in the log that it still needs.
-    pub fn open(storage: Arc<dyn Storage>, log: Log) -> Result<(SessionStore, Recovered), SessionsError> {
-        let names = storage.list().map_err(|error| SessionsError::io("list", &storage.path(), &error))?;
-        let newest = names.iter().filter(|name| offset_of(name).is_some()).max();
-        let snapshot = newest.map(|name| Snapshot::open(&*storage, name)).transpose()?;
-        // Without one, what the log does not have any more is not known.
-        let begin = Header { offset: log.start(SESSIONS)[0].0, ..Header::default() };
-        let base = snapshot.as_ref().map_or(begin, |snapshot| snapshot.header);
-        for old in names
-            .iter()
-            .filter(|name| name.ends_with(".new") || (offset_of(name).is_some() && Some(*name) != newest))
-        {
-            // A crash between the rename and the removal left it; it only takes space.
-            let _ = storage.remove(old);
-        }
+    pub fn open(table: Arc<dyn SessionTable>, log: Log) -> Result<(SessionStore, Recovered), SessionsError> {
+        let kept = table.kept()?;
+        let base = base(kept.as_deref(), &log);
         let store = SessionStore {
-            storage,
+            table,
             log,
-            base: Mutex::new(base),
+            last: Mutex::new(base),
             grown: AtomicU64::new(0),
             logged: AtomicU64::new(0),
             snapshots: AtomicU64::new(0),
@@ -110,15 +115,15 @@ impl SessionStore {
         let (fold, _, bytes) = store.gather(&base)?;
         store.grown.store(bytes, Ordering::Relaxed);
         let mut messages = HashMap::new();
-        if let Some(snapshot) = &snapshot {
-            for block in 0..snapshot.blocks() {
-                snapshot.messages(block, |message| {
+        if let Some(kept) = &kept {
+            for part in 0..kept.parts() {
+                kept.messages(part, &mut |message| {
                     messages.insert(message.id, message);
                 })?;
             }
         }
         messages.extend(fold.messages().map(|message| (message.id, message.clone())));
-        Ok((store, Recovered { snapshot, fold, messages }))
+        Ok((store, Recovered { kept, fold, messages }))
     }
 
     fn hold(&self, offset: u64) {
@@ -127,13 +132,13 @@ impl SessionStore {
         self.log.hold(READER, SESSIONS, &offsets);
     }
 
-    /// The rows behind a snapshot, the offset behind them, and their bytes.
+    /// The rows behind a state, the offset behind them, and their bytes.
     fn gather(&self, base: &Header) -> Result<(Fold, u64, u64), SessionsError> {
         let mut fold = Fold::new(base.epoch, base.stopped, base.downlink);
         let mut offsets = self.log.start(SESSIONS);
         let (start, end) = (offsets[0].0, self.log.end(SESSIONS)[0].0);
         if base.offset < start || base.offset > end {
-            let path = self.storage.path();
+            let path = self.table.place();
             return Err(SessionsError::Gap { path, offset: base.offset, start, end });
         }
         offsets[0] = Offset(base.offset);
@@ -154,7 +159,7 @@ impl SessionStore {
 
     /// Whether there is reason for another snapshot.
     pub fn is_due(&self) -> bool {
-        let base = *self.base.lock();
+        let base = *self.last.lock();
         if self.grown.load(Ordering::Relaxed) > (base.bytes / 2).max(LEAST_BYTES) {
             return true;
         }
@@ -167,65 +172,18 @@ impl SessionStore {
         self.snapshots.load(Ordering::Relaxed)
     }
 
-    /// Merges the last snapshot and the durable rows behind it into a new one, and lets the log trim what lies before. One
-    /// thread at a time.
+    /// Merges the durable rows into the state that is kept, and lets the log trim them. One thread at a time.
+    ///
+    /// Whoever put the state, it is a fold of the same rows; so this goes on from what is there.
     pub fn compact(&self) -> Result<(), SessionsError> {
-        let base = *self.base.lock();
+        let kept = self.table.kept()?;
+        let (base, over) = (base(kept.as_deref(), &self.log), kept.map(|kept| kept.header().offset));
         let (grown, logged) = (self.grown.load(Ordering::Relaxed), self.log.stats().bytes);
         let (fold, offset, _) = self.gather(&base)?;
         if offset == base.offset {
             return Ok(());
         }
-        let old = match base.bytes {
-            0 => None,
-            _ => Some(Snapshot::open(&*self.storage, &name_of(base.offset))?),
-        };
-        let (name, path) = (name_of(offset), self.storage.path());
-        let new = format!("{name}.new");
-        let wrong = |error: io::Error| SessionsError::io("write a snapshot of sessions in", &path, &error);
-        let (epoch, stopped, downlink) = (fold.epoch, fold.stopped, fold.downlink);
-        let header = Header { offset, epoch, stopped, downlink, ..Header::default() };
-        let mut writer = Writer::new(self.storage.create(&new).map_err(wrong)?, header);
-        let mut wanted = HashSet::new();
-        let mut failed = None;
-        let mut put = |writer: &mut Writer, stored: Stored| {
-            wanted.extend(stored.queue.iter().map(|queued| queued.message));
-            if let Err(error) = writer.session(&stored) {
-                failed.get_or_insert(error);
-            }
-        };
-        for block in 0..old.as_ref().map_or(0, Snapshot::blocks) {
-            let Some(old) = &old else { break };
-            old.sessions(block, |stored| {
-                if let Some(stored) = fold.over(stored) {
-                    put(&mut writer, stored);
-                }
-            })?;
-        }
-        fold.rest().for_each(|stored| put(&mut writer, stored));
-        let mut put = |writer: &mut Writer, message: &StoredMessage| {
-            if wanted.contains(&message.id)
-                && let Err(error) = writer.message(message)
-            {
-                failed.get_or_insert(error);
-            }
-        };
-        for block in 0..old.as_ref().map_or(0, Snapshot::blocks) {
-            let Some(old) = &old else { break };
-            old.messages(block, |message| put(&mut writer, &message))?;
-        }
-        fold.messages().for_each(|message| put(&mut writer, message));
-        if let Some(error) = failed {
-            return Err(wrong(error));
-        }
-        let header = writer.finish().map_err(wrong)?;
-        self.storage.rename(&new, &name).map_err(wrong)?;
-        self.storage.sync_directory().map_err(wrong)?;
-        if base.bytes > 0 {
-            // If it stays it only takes space, and the next start removes it.
-            let _ = self.storage.remove(&name_of(base.offset));
-        }
-        *self.base.lock() = header;
+        *self.last.lock() = self.table.merge(over, &fold, offset)?;
         self.grown.fetch_sub(grown, Ordering::Relaxed);
         self.logged.store(logged, Ordering::Relaxed);
         self.snapshots.fetch_add(1, Ordering::Relaxed);
@@ -237,9 +195,9 @@ impl SessionStore {
 impl Recovered {
     /// Every session of one part of `parts`; threads may take their parts side by side. `rest` comes after all of them.
     pub fn part(&self, part: usize, parts: usize, mut each: impl FnMut(Stored)) -> Result<(), SessionsError> {
-        let Some(snapshot) = &self.snapshot else { return Ok(()) };
-        for block in (part..snapshot.blocks()).step_by(parts.max(1)) {
-            snapshot.sessions(block, |stored| {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        for part in (part..kept.parts()).step_by(parts.max(1)) {
+            kept.sessions(part, &mut |stored| {
                 if let Some(stored) = self.fold.over(stored) {
                     each(stored);
                 }
@@ -248,7 +206,7 @@ impl Recovered {
         Ok(())
     }
 
-    /// Sessions that began after the snapshot. All parts must have been taken before.
+    /// Sessions that began after the state that is kept. All parts must have been taken before.
     pub fn rest(&self) -> impl Iterator<Item = Stored> + '_ {
         self.fold.rest()
     }
@@ -270,11 +228,11 @@ impl Recovered {
 
     /// About how many sessions there are.
     pub fn len(&self) -> usize {
-        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.header.sessions as usize)
+        self.kept.as_ref().map_or(0, |kept| kept.header().sessions as usize)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.snapshot.is_none() && self.fold.rest().next().is_none()
+        self.kept.is_none() && self.fold.rest().next().is_none()
     }
 }
 

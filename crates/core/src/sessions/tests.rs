@@ -70,7 +70,11 @@ impl Store {
     }
 
     fn open(&self) -> Result<(SessionStore, Recovered), SessionsError> {
-        SessionStore::open(Arc::new(self.files.clone()), self.log.clone())
+        SessionStore::open(self.table(), self.log.clone())
+    }
+
+    fn table(&self) -> Arc<dyn SessionTable> {
+        Arc::new(SessionFiles::new(Arc::new(self.files.clone())))
     }
 
     fn restarted(self) -> Store {
@@ -247,4 +251,24 @@ fn the_log_may_trim_what_a_snapshot_has() {
     let (_, recovered) = store.open().unwrap();
     assert_eq!(all(&recovered).len(), 1);
     assert!(all(&recovered)[0].queue.is_empty());
+}
+
+#[test]
+fn whoever_put_the_state_the_next_one_goes_on_from_there() {
+    use super::keyed::{Break, Keyed};
+    let (log, keyed) = (log(&Forgetful::new()), Keyed::default());
+    let handle = || SessionStore::open(Arc::new(keyed.clone()), log.clone()).unwrap();
+    let (first, _) = handle();
+    append(&log, &[(1, 10, open("a", 1)), (1, 0, message(1, b"m", &[10]))]).unwrap();
+    keyed.breaks(Break::AfterCommit);
+    assert!(first.compact().is_err(), "its answer is lost");
+    append(&log, &[(2, 11, open("b", 1))]).unwrap();
+    first.compact().unwrap();
+    append(&log, &[(3, 10, Change::Done { message: 1 })]).unwrap();
+    handle().0.compact().unwrap();
+    append(&log, &[(4, 11, Change::End)]).unwrap();
+    first.compact().unwrap();
+    let found = all(&handle().1);
+    assert_eq!(found.iter().map(|each| (&*each.client_id, each.queue.len())).collect::<Vec<_>>(), [("a", 0)]);
+    assert_eq!(first.snapshots(), 2);
 }

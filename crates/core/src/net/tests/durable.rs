@@ -14,6 +14,7 @@ use crate::mqtt::{
     Ack, Connect, Disconnect, Packet, PacketType, Properties, Publish, QoS, ReasonCode, SubscriptionOptions,
     Version, Will,
 };
+use crate::sessions::SessionFiles;
 
 /// A server whose files forget, which is killed and starts again.
 pub(super) struct Server {
@@ -25,7 +26,7 @@ pub(super) struct Server {
 fn start(log_files: &Forgetful, files: &Forgetful, change: impl FnOnce(&mut GatewayOptions)) -> Fixture {
     let log = Log::open_on(Arc::new(log_files.clone()), log_options(), schemas()).unwrap();
     Fixture::on_log(log, |options| {
-        options.sessions = Some(SessionFiles(Arc::new(files.clone())));
+        options.sessions = Some(Arc::new(SessionFiles::new(Arc::new(files.clone()))));
         change(options);
     })
 }
