@@ -17,6 +17,9 @@ impl Worker {
     /// Acknowledges every turn that the log is through with, oldest first.
     pub(super) fn settle(&mut self) {
         while let Some((turn, mut acks, result)) = self.lane.settled() {
+            if result.is_err() {
+                self.lane.keep_wills(&mut acks);
+            }
             self.acknowledge(&acks, &result);
             self.deliver_later(&mut acks, &result);
             self.open_gates(turn, &acks, &result);

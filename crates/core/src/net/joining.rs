@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use mio::{Interest, Token};
 
@@ -22,10 +21,10 @@ use super::lane::{End, Lane};
 use super::limits::Limit;
 use super::message::Message;
 use super::on_connect::{Hello, refuse, welcome};
-use super::on_publish::{Sender, publish_will};
 use super::on_subscribe::{mark_away, unsubscribe_all};
 use super::registry::ConnId;
 use super::session::Testament;
+use super::wills::Departed;
 use super::worker::Worker;
 use crate::mqtt::ReasonCode;
 use crate::sessions::Change;
@@ -245,8 +244,7 @@ impl Worker {
         self.lane.shared.parked.fetch_add(1, Ordering::Relaxed);
         let id = self.lane.id(slot, conn.generation);
         if let Some(will) = due {
-            let (client_id, version, session) = (conn.client_id.clone(), conn.version, conn.durable());
-            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id, session }, &will);
+            self.lane.publish_will(departed(conn, id, *will));
         }
         self.set_timer(slot);
         Some(leaving)
@@ -273,8 +271,7 @@ impl Worker {
             shared.iter().for_each(|message| lane.hand_over(&mut subscriptions, message, id));
         }
         if let Some(will) = conn.session.as_mut().and_then(|session| session.will.take()) {
-            let (client_id, version) = (&conn.client_id, conn.version);
-            lane.publish_will(&Sender { client_id, version, conn: id, session }, &will);
+            lane.publish_will(departed(conn, id, *will));
         }
     }
 
@@ -295,14 +292,18 @@ impl Worker {
         }
         let id = self.lane.id(slot, conn.generation);
         if let Some(will) = due {
-            let (client_id, version, session) = (conn.client_id.clone(), conn.version, conn.durable());
-            if session != 0 {
-                self.lane.staging.session(session, &Change::WillDone);
+            if conn.durable() != 0 {
+                self.lane.staging.session(conn.durable(), &Change::WillDone);
             }
-            self.lane.publish_will(&Sender { client_id: &client_id, version, conn: id, session }, &will);
+            self.lane.publish_will(departed(conn, id, *will));
         }
         self.set_timer(slot);
     }
+}
+
+fn departed(conn: &Connection, id: ConnId, will: Testament) -> Departed {
+    let (client_id, version, session) = (conn.client_id.clone(), conn.version, conn.durable());
+    Departed { client_id, version, conn: id, session, will: will.message }
 }
 
 impl Lane {
@@ -316,10 +317,5 @@ impl Lane {
                 self.staging.waited_for(outgoing, message.qos, waiting, false);
             });
         }
-    }
-
-    fn publish_will(&mut self, sender: &Sender<'_>, will: &Testament) {
-        let shared = Arc::clone(&self.shared);
-        publish_will(self, &shared, sender, &will.message, Instant::now());
     }
 }

@@ -30,6 +30,7 @@ use super::trace::Traces;
 use super::turn::{Acks, Staging};
 use super::unmatched::UnmatchedTopics;
 use super::unsaid::Unsaid;
+use super::wills::Wills;
 use crate::decode::{Decoded, Plain};
 use crate::log::{Log, LogError};
 use crate::mqtt::properties::{self, Property, PropertyId, Value};
@@ -172,6 +173,7 @@ pub(super) struct Lane {
     pub spare: Vec<Acks>,
     /// Changes of sessions that the log has not taken.
     pub unsaid: Unsaid,
+    pub wills: Wills,
     pub fanout: Fanout,
     pub plain: Plain,
     pub decoded: Decoded,
@@ -216,6 +218,7 @@ impl Lane {
             stalled: false,
             spare: Vec::new(),
             unsaid: Unsaid::default(),
+            wills: Wills::default(),
             fanout: Fanout::new(shared.inboxes.len()),
             plain: Plain::default(),
             decoded: Decoded::new(),

@@ -76,6 +76,7 @@ mod upgrade;
 mod watch;
 mod websocket;
 mod wheel;
+mod wills;
 mod worker;
 
 #[cfg(test)]

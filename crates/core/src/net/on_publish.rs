@@ -1,12 +1,10 @@
-//! PUBLISH and wills: from a topic to streams, raw messages, the retained table and live subscribers.
+//! PUBLISH: from a topic to streams, raw messages, the retained table and live subscribers.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::access;
 use super::acknowledge::code_of;
 use super::binding::capture;
-use super::clock::now_us;
 use super::connection::Connection;
 use super::events::EventKind;
 use super::fanout::Reading;
@@ -14,7 +12,7 @@ use super::lane::{End, Lane, Shared, shortened};
 use super::levels::Levels;
 use super::lifecycle::EVENTS;
 use super::limits::Limit;
-use super::message::{Message, Outgoing};
+use super::message::Outgoing;
 use super::options::GatewayOptions;
 use super::pressure::Level;
 use super::registry::ConnId;
@@ -89,36 +87,10 @@ pub(super) fn on_publish(
     Ok(())
 }
 
-/// A will, whose connection or session has ended. Nobody waits for an answer.
-pub(super) fn publish_will(
-    lane: &mut Lane,
-    shared: &Shared,
-    sender: &Sender<'_>,
-    will: &Message,
-    now: Instant,
-) {
-    lane.counters.received += 1;
-    // It belongs to no connection that reads.
-    lane.staging.close_run();
-    lane.staging.open_run(u32::MAX, 0, 0, now);
-    lane.received_at_us = now_us();
-    let mut subscriptions = Reading::new(&shared.subscriptions);
-    // Its expiry interval begins now (section 3.1.3.2.4).
-    let publish = will.outgoing().publish(will.qos, will.retain, 0);
-    let mut retained = publish.retain;
-    if publish.retain && !retain(lane, shared, &publish) {
-        let detail = format!("the will's topic {:?} is not retained: the table is full", publish.topic);
-        shared.events.add(EventKind::PublishRefused, sender.client_id, ReasonCode::QuotaExceeded, detail);
-        retained = false;
-    }
-    accept(lane, shared, sender, &publish, retained, &mut subscriptions);
-    lane.staging.close_run();
-}
-
 /// Decodes and stages an accepted message and passes it on. Packet id 0: nobody is answered.
 ///
 /// retained: the table of retained messages took it, as far as there is one
-fn accept(
+pub(super) fn accept(
     lane: &mut Lane,
     shared: &Shared,
     sender: &Sender<'_>,
@@ -328,7 +300,7 @@ fn reserved(topic: &str) -> Option<(ReasonCode, &'static str)> {
 }
 
 /// Sets or clears the topic's retained message. False: the table is full.
-fn retain(lane: &mut Lane, shared: &Shared, publish: &Publish<'_>) -> bool {
+pub(super) fn retain(lane: &mut Lane, shared: &Shared, publish: &Publish<'_>) -> bool {
     if !shared.options.retain_available {
         return true;
     }

@@ -17,6 +17,7 @@ use super::binding::{Bindings, dead_letters_schema, raw_schema};
 use super::clock::now_us;
 use super::fanout::Deliveries;
 use super::journal::MessageIds;
+use super::wills::Departed;
 
 /// What became of a message, as the books count it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ pub(super) struct Acks {
     pub downlink: u64,
     /// Index of each message that durable sessions wait for, and its id.
     pub waited_for: Vec<(u32, u64)>,
+    /// Wills among the messages, for the case that the log does not take them.
+    pub wills: Vec<(u32, Departed)>,
 }
 
 impl Acks {
@@ -94,6 +97,7 @@ impl Acks {
         self.gated.clear();
         self.later.clear();
         self.waited_for.clear();
+        self.wills.clear();
     }
 
     /// Messages as the books count them.

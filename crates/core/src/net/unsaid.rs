@@ -5,7 +5,8 @@
 //! more is read a turn says how that stands in memory. This includes what turns in between have changed, so it need
 //! not come in their order, and saying it once more does no harm. If that turn fails too, its rows are lost in the same way.
 //!
-//! Messages and the packet ids that came with them are not said again: their clients were told that they are not stored.
+//! Messages and the packet ids that came with them are not said again: their clients were told that they are not stored. Wills are
+//! (`wills`): nobody could be told.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -74,7 +75,7 @@ impl Worker {
     /// once a tick, for a disk that goes on failing.
     pub(super) fn say_again(&mut self) {
         let unsaid = &mut self.lane.unsaid;
-        if unsaid.sessions.is_empty() || self.lane.stalled {
+        if (unsaid.sessions.is_empty() && self.lane.wills.is_empty()) || self.lane.stalled {
             return;
         }
         let reads = !self.ready.is_empty() || !self.behind.is_empty() || self.lane.staging.has_rows();
@@ -82,6 +83,9 @@ impl Worker {
             return;
         }
         unsaid.tick = self.lane.tick;
+        // Before their sessions say that they have no will any more.
+        self.lane.publish_wills_again();
+        let unsaid = &self.lane.unsaid;
         let durable = self.conns.iter().map(|(slot, conn)| (conn.durable(), slot as u32));
         let slots: HashMap<u64, u32> =
             durable.filter(|(session, _)| unsaid.sessions.contains_key(session)).collect();

@@ -5,7 +5,7 @@ use super::client::{Client, connect};
 use super::durable::{Server, exactly_once, expiry, lasting, success};
 use super::*;
 use crate::mqtt::{
-    Connect, PacketType, Properties, QoS, ReasonCode, Subscribe, SubscriptionOptions, Version,
+    Connect, PacketType, Properties, QoS, ReasonCode, Subscribe, SubscriptionOptions, Version, Will,
 };
 use crate::schema::SESSIONS;
 
@@ -172,4 +172,45 @@ fn what_a_client_that_is_away_would_find_is_said_without_it() {
     let (mut client, present) = server.resumed(&lasting("a", &for_ever));
     assert!(present);
     assert_eq!(client.receive().publish().payload, b"1");
+}
+
+#[test]
+fn a_will_that_was_not_stored_is_published_again() {
+    let server = Server::new();
+    let hour = expiry(3600);
+    let (mut watcher, _) = server.resumed(&lasting("watcher", &hour));
+    watcher.subscribed(TOPIC, QoS::AtLeastOnce);
+    let mut live = server.fixture.v5("live");
+    live.subscribed(TOPIC, QoS::AtLeastOnce);
+    let will = Will {
+        topic: TOPIC,
+        payload: PAYLOAD,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        properties: Properties::NONE,
+    };
+    let (mut stored, left) = (0, Connect { will: Some(will), ..connect(Version::V5, "brief") });
+    for connect in [left, Connect { client_id: "lasting", ..lasting("lasting", &hour) }] {
+        let connect = Connect { will: Some(will), ..connect };
+        for failures in [1, 5] {
+            watcher.publish("$nobody", b"");
+            let (client, _) = server.resumed(&connect);
+            let before = server.fixture.gateway().counters().log_failures;
+            server.log_files.fail_syncs(failures);
+            drop(client);
+            server.fixture.until("the failures", |counters| {
+                server.fixture.clock.advance(Duration::from_secs(1));
+                counters.log_failures > before
+            });
+            stored += 1;
+            server.fixture.until("the row", |_| {
+                server.fixture.clock.advance(Duration::from_secs(1));
+                server.fixture.row_count(TELEMETRY) >= stored
+            });
+            assert_eq!(watcher.receive().publish().payload, PAYLOAD);
+            assert_eq!(live.receive().publish().payload, PAYLOAD);
+        }
+    }
+    assert!(watcher.ping().is_empty() && live.ping().is_empty());
+    assert_eq!(server.fixture.row_count(TELEMETRY), stored);
 }
