@@ -85,6 +85,9 @@ impl Worker {
         unsaid.tick = self.lane.tick;
         // Before their sessions say that they have no will any more.
         self.lane.publish_wills_again();
+        if !self.lane.wills.is_empty() {
+            return;
+        }
         let unsaid = &self.lane.unsaid;
         let durable = self.conns.iter().map(|(slot, conn)| (conn.durable(), slot as u32));
         let slots: HashMap<u64, u32> =

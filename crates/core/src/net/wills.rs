@@ -5,6 +5,7 @@
 //! has its will in the log, and a start would publish it. Bound: `MOST_BYTES` for each event loop; what is more is named in an
 //! event and not stored.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,7 +42,7 @@ impl Departed {
 /// Those that the log has not taken.
 #[derive(Debug, Default)]
 pub(super) struct Wills {
-    waiting: Vec<Departed>,
+    waiting: VecDeque<Departed>,
     bytes: usize,
 }
 
@@ -73,15 +74,19 @@ impl Lane {
                 continue;
             }
             self.wills.bytes += departed.len();
-            self.wills.waiting.push(departed);
+            self.wills.waiting.push_back(departed);
         }
     }
 
-    /// Publishes those again.
+    /// Publishes those again, as many as the turn holds.
     pub(super) fn publish_wills_again(&mut self) {
-        let Wills { waiting, .. } = std::mem::take(&mut self.wills);
         self.fanout.only_durable = true;
-        waiting.into_iter().for_each(|departed| self.put_will(departed, true));
+        while self.staging.acks.bytes < self.shared.options.turn_bytes
+            && let Some(departed) = self.wills.waiting.pop_front()
+        {
+            self.wills.bytes -= departed.len();
+            self.put_will(departed, true);
+        }
         self.fanout.only_durable = false;
     }
 
