@@ -76,6 +76,10 @@ class RecordError(HeadwaterError):
     """A record does not fit its stream."""
 
 
+class TooLargeError(RecordError):
+    """What was appended at once does not fit into a segment of the log; nothing of it was stored."""
+
+
 class StoreError(HeadwaterError):
     """The table store failed."""
 

@@ -20,9 +20,10 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import structlog
 
 from headwater.config import EngineSettings
-from headwater.errors import DataDirectoryError, LogError, LogFullError, QueryLimitError
+from headwater.errors import DataDirectoryError, LogError, LogFullError, QueryLimitError, TooLargeError
 from headwater.log.embedded import EmbeddedLog, EmbeddedReader
 from headwater.records import STEPS, STEPS_SCHEMA, Offsets, Schema
 from headwater.streams import recovery
@@ -32,6 +33,8 @@ from headwater.streams.checkpoint import Header, Writer
 from headwater.streams.plan import Plan
 from headwater.streams.steps import Step
 from headwater.streams.windows import Terms, Windows
+
+_log = structlog.get_logger(__name__)
 
 #: Most rows read by one step, and most result rows written by one: a step stays short whatever the number of keys.
 READ_ROWS: Final = 100_000
@@ -105,14 +108,17 @@ class Query:
         self._number = 0
         self._executor = executor
         self._writing = None
+        #: Fewer where a step of SLICE_ROWS does not fit into a segment of the log.
+        self._slice_rows = SLICE_ROWS
         #: Of the newest checkpoint: bytes, how long the query stood still for it, and how long it took in all.
         self._checkpoint_bytes = self._pause_us = self._written_us = 0
         self._recover()
 
     def step(self) -> bool:
-        """Reads at most READ_ROWS, writes at most about SLICE_ROWS; says whether it did something.
+        """Reads at most READ_ROWS, writes at most SLICE_ROWS; says whether it did something.
 
-        raises: LogFullError (the step is kept and written by a later call), LogError, QueryLimitError
+        raises: LogFullError (the step is kept and written by a later call), LogError, QueryLimitError, TooLargeError
+            (a single row does not fit into the log)
         """
         if self._doubtful:
             self._recover()
@@ -124,6 +130,15 @@ class Query:
             return self._advance()
         except LogFullError:
             raise  # nothing was stored: the same step is written again
+        except TooLargeError:
+            # Nothing was stored, but the windows are closed: they are taken from the log again, in smaller steps.
+            self._doubtful = True
+            rows = self._unwritten[0].rows if self._unwritten is not None else 0
+            if rows <= 1:
+                raise
+            self._slice_rows = rows // 2
+            _log.info("query writes smaller steps", query=self._name, rows=self._slice_rows)
+            return True
         except Exception:
             # Also an append may have failed after the disk had taken it: only the log can tell.
             self._doubtful = True
@@ -243,7 +258,7 @@ class Query:
                 self._rows = windows.prepare(batch)
                 self._seen_us[np.flatnonzero(np.bincount(self._rows.partition))] = now
         busy = self._rows is not None or windows.closing
-        left, marked = SLICE_ROWS, False
+        left, marked = self._slice_rows, False
         try:
             left = self._run(left, written)
         except QueryLimitError:

@@ -176,6 +176,19 @@ def test_a_slow_disk(up: Server, disk: FaultyDisk, fault_s: float) -> None:
     settled(up)
 
 
+def test_small_segments_take_what_gathers_behind_a_slow_disk(disk: FaultyDisk) -> None:
+    config = CONFIG.replace("fields = {", 'fields = { note = "string",') + "[log]\nsegment_bytes = 1048576\n"
+    with Server(disk.folder, config, disk.variables) as up:
+        up.start()
+        # Each with a text of its own, since equal ones take hardly any room.
+        payload = f'{{"ts":1732000000123,"note":"{"x" * 3000}{{device}}{{seq}}","temperature":1.5}}'
+        with disk.slow(300):
+            load = Load(up, "small", duration_s=3, connections=40, payload=payload)
+            report = load.finished()
+        assert report.acked > 1000
+        check(up, "small", report)
+
+
 @lasting(4, 60)
 def test_a_full_disk_stops_acknowledgements_and_not_the_process(
     up: Server, disk: FaultyDisk, fault_s: float

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
@@ -513,6 +514,29 @@ def test_a_full_log_delays_a_step_and_loses_nothing(
     harness.append("t", [row("a", 20)])
     harness.settle()
     assert len(harness.rows("q")) == 2
+    harness.check(found)
+
+
+def test_results_that_do_not_fit_into_a_segment_leave_in_smaller_steps(harness: Harness) -> None:
+    """Windows of as many devices close together as give more than half a segment of the harness's log."""
+    found = harness.add("q", BY_DEVICE)
+    devices, random = [f"device-{n:05}" for n in range(30_000)], Random(5)
+    for first in range(0, len(devices), 5_000):
+        rows = [
+            row(each, 1, random.random(), random.getrandbits(60)) for each in devices[first : first + 5_000]
+        ]
+        harness.append("t", rows)
+    harness.append("t", [row("device-00000", 20)])
+    harness.settle()
+    steps = [step.rows for step in harness.steps("q") if step.rows]
+    assert len(steps) > 1
+    assert sum(steps) == len(devices)
+    harness.check(found)
+    # A start replays them in the sizes that they have.
+    harness.restart()
+    harness.add("q", BY_DEVICE)
+    harness.append("t", [row("device-00000", 40)])
+    harness.settle()
     harness.check(found)
 
 

@@ -18,7 +18,8 @@ pub fn of_log(py: Python<'_>, error: LogError) -> PyErr {
         LogError::Busy { .. } | LogError::DiskBound { .. } | LogError::DiskFull { .. } => "LogFullError",
         LogError::Corrupt { .. } => "LogCorruptError",
         LogError::Locked { .. } | LogError::Version { .. } => "DataDirectoryError",
-        LogError::KeyRefused { .. } | LogError::TooLarge { .. } => "RecordError",
+        LogError::KeyRefused { .. } => "RecordError",
+        LogError::TooLarge { .. } => "TooLargeError",
         LogError::Invalid(_) => return PyValueError::new_err(error.to_string()),
         _ => "LogError",
     };

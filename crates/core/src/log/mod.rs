@@ -192,6 +192,11 @@ impl Log {
         self.shared().meta.partitions
     }
 
+    /// Most bytes that are submitted together, as they are encoded.
+    pub fn most_bytes(&self) -> usize {
+        self.shared().options.segment_bytes as usize / 2
+    }
+
     /// Rises at each opening.
     pub fn epoch(&self) -> u32 {
         self.shared().epoch

@@ -96,7 +96,7 @@ impl Log {
         };
         let submission = Submission { blocks, bodies, entered, done, patient, queued_at: Instant::now() };
         let bytes = submission.bytes();
-        let most = shared.options.segment_bytes as usize / 2;
+        let most = self.most_bytes();
         if bytes > most {
             return Err((LogError::TooLarge { bytes, bound: most }, submission.entered));
         }

@@ -87,6 +87,8 @@ impl Gateway {
         raw_filters: Vec<String>,
     ) -> Result<Gateway, GatewayError> {
         options.check().map_err(GatewayError::Config)?;
+        // A turn is longer by a last read, and a message of it may be a row of its stream, a raw one and one of sessions.
+        options.turn_bytes = options.turn_bytes.min(log.most_bytes() / 8);
         let seed = RandomState::new().hash_one(0);
         let bindings = Bindings::new(streams, &raw_filters, seed).map_err(GatewayError::Config)?;
         let limits = options.limits;

@@ -76,7 +76,8 @@ pub struct GatewayOptions {
     pub flapping_window_s: u32,
     /// How long a client that came too often is refused with 0x9F (3 in 3.1.1).
     pub flapping_ban_s: u32,
-    /// A turn of staged rows of this size goes to the log before the pass over the sockets ends.
+    /// A turn of staged rows of this size goes to the log before the pass over the sockets ends. Less where segments of the
+    /// log are small.
     pub turn_bytes: usize,
     /// Bytes on their way to the disk, over all threads. Above it no socket is read.
     pub inflight_bytes: usize,
