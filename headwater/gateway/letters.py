@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from headwater import _native
 from headwater.declarations import StreamSettings
-from headwater.errors import RecordError
+from headwater.errors import RecordError, TooLargeError
 from headwater.gateway.listener import declaration
 from headwater.log.embedded import EmbeddedLog
 from headwater.records import REPLAYS_SCHEMA, Schema
@@ -197,7 +197,7 @@ class Letters:
             after = last
 
     def _replay(self, name: str, letters: list[dict[str, Any]], done: Replayed) -> None:
-        """One commit: the readings of one stream's letters and a note for each letter."""
+        """One commit, or several where it is too large: readings of one stream's letters and a note for each letter."""
         settings = self._streams.get(name)
         if settings is None:
             for _ in letters:
@@ -212,25 +212,33 @@ class Letters:
             if not undeclared:
                 break
             self._log.infer(schema, undeclared)
-        for at, reason, detail in refused:
-            done.refuse(name, reason, f"topic {letters[at]['topic']}: {detail}")
         stays = {at for at, _, _ in refused}
         passed = [(letters[at]["id"], counts[at]) for at in range(len(letters)) if at not in stays]
-        if not passed:
-            return
-        notes = pa.RecordBatch.from_pydict(
-            {
-                "ts": [self._clock()] * len(passed),
-                "id": [id_ for id_, _ in passed],
-                "stream": [name] * len(passed),
-                "readings": [count for _, count in passed],
-            },
-            REPLAYS_SCHEMA.arrow,
-        )
-        batch = readings.select([column.name for column in schema.columns])
-        self._log.append([(schema, batch), (REPLAYS_SCHEMA, notes)])
-        done.letters += len(passed)
-        done.readings += batch.num_rows
+        if passed:
+            notes = pa.RecordBatch.from_pydict(
+                {
+                    "ts": [self._clock()] * len(passed),
+                    "id": [id_ for id_, _ in passed],
+                    "stream": [name] * len(passed),
+                    "readings": [count for _, count in passed],
+                },
+                REPLAYS_SCHEMA.arrow,
+            )
+            batch = readings.select([column.name for column in schema.columns])
+            try:
+                self._log.append([(schema, batch), (REPLAYS_SCHEMA, notes)])
+            except TooLargeError as error:
+                if len(letters) == 1:
+                    done.refuse(name, "too-large", str(error))
+                    return
+                middle = len(letters) // 2
+                self._replay(name, letters[:middle], done)
+                self._replay(name, letters[middle:], done)
+                return
+            done.letters += len(passed)
+            done.readings += batch.num_rows
+        for at, reason, detail in refused:
+            done.refuse(name, reason, f"topic {letters[at]['topic']}: {detail}")
 
 
 def _pattern(topic_filter: str) -> str:

@@ -7,6 +7,7 @@ import json
 import threading
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -88,6 +89,25 @@ def test_replayed_once_after_a_fix_across_kills(tmp_path: Path) -> None:
         late = "SELECT COUNT(*) FROM telemetry WHERE received_at NOT IN (SELECT ts FROM dead_letters)"
         assert server.value(late) == 0
         assert books(server)["rows"]["telemetry"]["decoded"] == 503
+
+
+def test_letters_that_do_not_fit_into_a_segment_together_are_replayed_apart(tmp_path: Path) -> None:
+    right = RIGHT.replace("{ temp", '{ note = "string", temp') + "[log]\nsegment_bytes = 1048576\n"
+    with Server(tmp_path / "data", right.replace("time ", 'format = "cbor"\ntime ')).start() as server:
+        random = Random(3)
+        for part in range(10):
+            notes = [random.randbytes(2000).hex() for _ in range(30)]
+            payloads = [json.dumps({"ts": 1732000000 + part, "note": note}).encode() for note in notes]
+            assert set(send(server, "plc", [("dt/x/d/telemetry", each) for each in payloads])) == {0x99}
+        server.kill()
+        configure(server, right)
+        server.start()
+        with Client(str(server.http.base_url)) as client:
+            done = client.replay()
+        assert (done["replayed"], done["readings"], done["refused"]) == (300, 300, [])
+        server.await_ready()
+        assert server.value("SELECT COUNT(DISTINCT note) FROM telemetry") == 300
+        books(server)
 
 
 def test_killed_while_it_replays(tmp_path: Path) -> None:
