@@ -95,8 +95,9 @@ def planted(devices: int) -> tuple[Fault, ...]:
         )
 
     return (
-        fault(FaultKind.SPIKE, 7, "humidity", 3, 1, 15.0),
-        fault(FaultKind.SPIKE, 77, "humidity", 4, 1, 15.0),
+        # 33 percent, so that it shows at any hour: over the day the fleet plays 45 ±5.
+        fault(FaultKind.SPIKE, 7, "humidity", 3, 1, 22.0),
+        fault(FaultKind.SPIKE, 77, "humidity", 4, 1, 22.0),
         fault(FaultKind.SHIFT, 11, "battery", 2, 8, 8.0),
         fault(FaultKind.SHIFT, 111, "battery", 3, 8, 8.0),
         # A drift of 0.1 sigma an hour takes days; the demo's is faster.
